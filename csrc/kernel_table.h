@@ -41,8 +41,8 @@ constexpr int kMostUnitWeights = 4, kMostUnitRows = 12;  // of a cell
 constexpr int kMostScalars = 12;                         // numbers of a call that a cell reads
 
 // What may run a cell: core/drivers.h says which takes which.
-enum class DriverId : int { kPlain, kCpu, kStep, kStream, kLoop, kPersistent };
-constexpr int kDriverCount = 6;
+enum class DriverId : int { kPlain, kCpu, kStep, kStream, kLoop, kPersistent, kCluster };
+constexpr int kDriverCount = 7;
 
 // What bindings and stack must know of a cell; filled from the cell's struct.
 struct CellTraits {

@@ -20,8 +20,7 @@ from ostinato import _core, _device, _launch, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 from test_persistent import with_options
 
-# Cells of one phase, which is what the kernels of clusters take as well.
-CLUSTERED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["loop"]]
+CLUSTERED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["cluster"]]
 # Words, and the blocks of a cluster.
 KINDS = [
     *product(CLUSTERED, [("float16", 2), ("split", 2)]),
@@ -117,6 +116,29 @@ def test_states_beyond_float16() -> None:
     p["h0"][1, 7] = 70000.0
     with pytest.raises(RuntimeError, match=r"a state of an earlier call was beyond 65504"):
         clustered("gru", p, {}, device, "split", 2)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_wait_that_is_given_up(backward: bool) -> None:
+    """The outputs are NaN, the next call raises, and then all is well.
+
+    Blocks are delayed longer than the others wait. Those of a cluster end together, when no store
+    is on its way any longer.
+    """
+    p = problem("lstm", np.float32, (9, 3, 3, 100), "none", False)
+    plain, action_of = _device.emulated(), ("backward" if backward else "forward")
+
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        late = {}
+        if action == action_of:
+            late, values = {"delays": 5}, {**values, "spin_limit": 1}
+        plain.run(action, cell, itemsize, values, **late)
+
+    device = replace(plain, run=run, host_status=np.zeros(1, np.uint32))
+    with pytest.raises(RuntimeError, match="a block of an earlier launch timed out"):
+        clustered("lstm", p, {}, device, "bfloat16", 4), device.check()
+    got = clustered("lstm", p, {}, with_options(plain), "bfloat16", 4)
+    close(on_cpu("lstm", widened(p), {}), got, 1e-2)
 
 
 def test_plans_that_the_kernels_refuse() -> None:

@@ -253,11 +253,13 @@ def test_explain_counts_the_projection() -> None:
 
 def test_drivers_name_what_they_lack() -> None:
     drivers = _core.drivers()
-    names = ("plain", "cpu", "step", "stream", "loop", "persistent")
+    names = ("plain", "cpu", "step", "stream", "loop", "persistent", "cluster")
     assert drivers["lstm"] == dict.fromkeys(names, "")
-    assert {n for n in names if drivers["lstm_projected"][n]} == {"stream", "loop", "persistent"}
+    lacking = {n for n in names if drivers["lstm_projected"][n]}
+    assert lacking == {"stream", "loop", "persistent", "cluster"}
     assert drivers["lstm_projected"]["stream"] == "a projection of h"
-    assert drivers["gru_reset_before"]["loop"] == "a second product in a step"
+    for name in ("loop", "cluster"):
+        assert drivers["gru_reset_before"][name] == "a second product in a step"
     assert drivers["gru_reset_before"]["persistent"] == ""
 
 

@@ -103,3 +103,7 @@ def test_every_opcode_has_a_kind(steps: Any) -> None:
     assert steps.Instruction("UNHEARD.OF", guarded=False).kind() == "others"
     assert steps.Instruction("LDG.E.128.STRONG.GPU", guarded=True).kind() == "words of others"
     assert steps.Instruction("LDGSTS.E.128", guarded=True).kind() == "other memory"
+    waits = steps.Instruction("SYNCS.PHASECHK.TRANS64.TRYWAIT", guarded=False)
+    assert waits.kind() == "words to a cluster"
+    assert dict(zip(steps.WORK, waits.work()))["waits"]
+    assert sum(waits.work()) == 1

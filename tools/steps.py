@@ -9,10 +9,10 @@
 Needs nvcc and nvdisasm (of the same toolkit, or of the wheel nvidia-cuda-nvdisasm), no GPU. A case
 is one kernel, compiled for sm_90, and the work of a step: so many matrix instructions, bytes asked
 for, special functions, words posted, other stores, asynchronous copies, reads of shared memory,
-sums given to peers and asynchronous stores to a cluster. The step is the loop with the matrix
-instructions. Of the ways through it that do all of that work the shortest is counted, once through
-every loop inside: what was asked for is there, every row takes part, and every branch goes one way
-for the whole warp.
+sums given to peers, asynchronous stores to a cluster and waits for those of others. The step is the
+loop with the matrix instructions. Of the ways through it that do all of that work the shortest is
+counted, once through every loop inside: what was asked for is there, every row takes part, and
+every branch goes one way for the whole warp.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "csrc" / "cuda" / "steps.json"
 
 # The work of a step: what an instruction adds to each of these.
-WORK = ("matrix", "asked", "functions", "posts", "stores", "copies", "reads", "gifts", "sends")
+WORK = (
+    "matrix",
+    "asked",
+    "functions",
+    "posts",
+    "stores",
+    "copies",
+    "reads",
+    "gifts",
+    "sends",
+    "waits",
+)
 
 KINDS = {
     "matrix": r"HMMA",
@@ -85,6 +96,7 @@ class Instruction:
             op.startswith("LDS") and self.runs,
             op.startswith("ST.E"),
             op.startswith("STAS"),
+            op.startswith("SYNCS.PHASECHK"),
         )
 
     def kind(self) -> str:
@@ -299,14 +311,14 @@ LSTM = {"matrix": 16, "functions": 10, "stores": 2}
 BACKWARD = {"matrix": 32, "asked": 256, "posts": 1}
 GIVING = BACKWARD | {"asked": 64, "gifts": 1}
 SPLIT = {"matrix": 48, "asked": 128, "posts": 2, "gifts": 1}
-CLUSTER = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1, "sends": 4}
+CLUSTER = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1, "sends": 4, "waits": 1}
 OF_4 = CLUSTER | {"matrix": 8, "sends": 1}
 OF_2, OF_4_SPLIT = OF_4 | {"matrix": 4}, OF_4 | {"matrix": 24}
-CLUSTER_BACK = {"matrix": 16, "functions": 2, "stores": 4, "copies": 9, "sends": 4}
 LOOP = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1}
 GRU = {"functions": 6, "stores": 1}
 BACK = {"matrix": 16, "functions": 2, "stores": 1, "copies": 9}
 BACK128 = BACK | {"matrix": 32}
+CLUSTER_BACK = BACK | {"copies": 6, "reads": 24, "sends": 4, "waits": 1}
 CASES = [
     forward("lstm float16", "Lstm, float, Half, 8", 220, **LSTM),
     forward("lstm float16 with a tape", "Lstm, float, Half, 8", **LSTM | {"stores": 6}),

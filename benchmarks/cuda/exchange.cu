@@ -35,7 +35,7 @@ __device__ unsigned acquire_load(const unsigned* p) {
 __device__ bool is_unset(const Four& v) { return v.word[0] == kUnset || v.word[1] == kUnset || v.word[2] == kUnset || v.word[3] == kUnset; }
 
 // The sum of a thread's share of the words of all blocks, as a persistent kernel takes them in
-// (csrc/cuda/persistent.h, `receive`): all words are asked for before any is looked at, and those
+// (csrc/cuda/exchange_engine.h, `multiply`): all words are asked for before any is looked at, and those
 // that were not there yet are asked for again, until none is missing.
 __device__ unsigned receive(const unsigned* slot, int words, unsigned* error) {
   unsigned sum = 0;

@@ -143,7 +143,7 @@ void bind_cells(py::module_& m) {
   });
   // By cell and driver: what the driver lacks for it, or nothing.
   m.def("drivers", [] {
-    constexpr const char* names[kDriverCount] = {"plain", "cpu", "step", "stream", "loop", "persistent"};
+    constexpr const char* names[kDriverCount] = {"plain", "cpu", "step", "stream", "loop", "persistent", "cluster"};
     py::dict out;
     for (const CellTraits& t : kernels()->traits) {
       py::dict d;

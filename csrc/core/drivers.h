@@ -54,8 +54,8 @@ struct LoopDriver {  // cuda/loop.h: one multiprocessor takes some rows through 
 struct PersistentDriver {  // cuda/persistent.h: multiprocessors share the recurrent weights
   static constexpr unsigned kTakes = kSecondPhase;
 };
-struct ClusterDriver {  // cuda/cluster.h: the blocks of a cluster share the weights; a variant of LoopDriver, without a DriverId
-  static constexpr unsigned kTakes = LoopDriver::kTakes;
+struct ClusterDriver {  // cuda/cluster.h: the blocks of a cluster share the weights
+  static constexpr unsigned kTakes = 0;
 };
 
 template <class C, class D>

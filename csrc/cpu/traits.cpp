@@ -16,7 +16,7 @@ constexpr CellTraits traits_of(const char* name) {
                     is_projected<C>(),
                     scalar_count<C>(),
                     {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, StreamDriver>(),
-                     lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
+                     lacks<C, LoopDriver>(), lacks<C, PersistentDriver>(), lacks<C, ClusterDriver>()}};
   if constexpr (requires { C::kUnitWeights; }) {
     static_assert(sizeof(C::kUnitWeights) <= sizeof(traits.units));
     for (const UnitWeights& w : C::kUnitWeights) traits.units[traits.unit_weights++] = w;

@@ -4,6 +4,8 @@
 #pragma once
 #include "exchange.h"
 #if !defined(__CUDACC__)
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <utility>
 #include <vector>
@@ -35,14 +37,22 @@ struct alignas(8) ByteBarrier {
     change(bytes, true);
 #endif
   }
-  // Return whether the phase of this parity has ended. What its bytes stored is then there.
+  // Return whether the phase of this parity has ended; what its bytes stored is then there. With kSleeps the thread may sleep until it
+  // ends, as long as the device allows.
+  template <bool kSleeps>
   OST_HD bool has_ended([[maybe_unused]] int parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     std::uint32_t ended;
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(ended)
-                 : "r"(address()), "r"(parity)
-                 : "memory");
+    if constexpr (kSleeps)
+      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                   : "=r"(ended)
+                   : "r"(address()), "r"(parity)
+                   : "memory");
+    else
+      asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                   : "=r"(ended)
+                   : "r"(address()), "r"(parity)
+                   : "memory");
     return ended;
 #elif !defined(__CUDACC__)
     return int(__atomic_load_n(&word, __ATOMIC_ACQUIRE) >> 33 & 1) != parity;
@@ -59,6 +69,7 @@ struct alignas(8) ByteBarrier {
     do {
       const std::uint32_t left = std::uint32_t(now) + std::uint32_t(bytes);
       std::uint64_t rest = now >> 32 << 32;
+      if (arrives && !(rest & kAwaited)) std::fputs("a barrier of a cluster: a second arrival in a phase\n", stderr), std::abort();
       if (arrives) rest -= kAwaited;
       if (left == 0 && !(rest & kAwaited)) rest += (kAwaited << 1) + kAwaited;  // the next phase
       next = rest | left;
@@ -150,23 +161,55 @@ OST_HD void store_async([[maybe_unused]] PeerMemory peer, [[maybe_unused]] int p
 #endif
 }
 
-// Wait until the phase of this parity has ended. Return whether the launch has been given up: then
-// nobody waits any longer.
-OST_HD bool wait_for_bytes(ByteBarrier& barrier, int parity, const ExchangeBuffer& buffer, bool lost) {
-  for (int polls = 0; !lost && !barrier.has_ended(parity);) {
+// Wait until the phase of this parity has ended, in all threads of a warp. Return whether the launch has been given up. Only the first
+// look sleeps: how long the others take is known, so that the wait is bounded.
+OST_HD bool wait_for_bytes(const Block& block, ByteBarrier& barrier, int parity, const ExchangeBuffer& buffer) {
+  if (block.all_of_warp(barrier.has_ended<true>(parity))) return false;
+  for (int polls = 0; !block.all_of_warp(barrier.has_ended<false>(parity));) {
 #if !defined(__CUDACC__)
     if (AsyncStores::make_way()) continue;
 #endif
-    lost = !keep_polling(buffer, polls++);
+    if (!block.all_of_warp(keep_polling(buffer, polls++))) return true;
   }
-  return lost;
+  return false;
 }
 
-// Called after the last wait of a block: no store of it is on its way any longer. (On the device
-// those who wait for the stores make sure of it.)
-OST_HD void finish_stores() {
+// The barriers of a space of which the two halves take turns: other blocks fill one of them with kBytes in every step.
+template <int kBytes>
+struct StepBarriers {
+  ByteBarrier of[2];
+
+  // Called by one thread before a barrier of the cluster that precedes all stores.
+  OST_HD void begin() {
+    for (ByteBarrier& barrier : of) barrier.init(), barrier.announce(kBytes);
+  }
+  // Wait for the bytes of a step, in all threads of a warp. Return whether the launch has been given up.
+  OST_HD bool wait(const Block& block, int step, const ExchangeBuffer& buffer) {
+    return wait_for_bytes(block, of[step % 2], step / 2 % 2, buffer);
+  }
+  // Announce those of the next step but one, which nobody sends before the calling thread has sent its own.
+  OST_HD void announce_next(const Block& block, int step) {
+    block.for_each_thread([&](int thread) {
+      if (thread == 0) of[step % 2].announce(kBytes);
+    });
+  }
+  // Where that of a step lies, in bytes.
+  OST_HD static int place(int step) { return step % 2 * int(sizeof(ByteBarrier)); }
+};
+
+constexpr long long kLingerCycles = 2'000'000;  // about a millisecond; a store takes a microsecond
+
+// Called after the last wait of a block: it ends when no store to it is on its way any longer. On the device the last wait makes sure of
+// that, unless the launch has been given up (`lost`): then all blocks have stopped sending, but nothing tells that the last stores have
+// come, and a block stays for a while.
+OST_HD void leave_cluster(const Block& block, [[maybe_unused]] bool lost) {
 #if !defined(__CUDACC__)
   AsyncStores::arrive(AsyncStores::started().size());
+#endif
+  block.sync_cluster();
+#if defined(__CUDA_ARCH__)
+  if (lost)
+    for (const long long begin = clock64(); clock64() - begin < kLingerCycles;) continue;
 #endif
 }
 

@@ -318,13 +318,6 @@ OST_HD bool has_slices(Index batch) {
   return sizeof(V) > 2 || batch <= 64;
 }
 
-OST_HD float as_number(float w) { return w; }
-OST_HD double as_number(double w) { return w; }
-template <class W>
-OST_HD float as_number(W w) {
-  return widen(w);
-}
-
 template <class C, class T, class V, int Q>
 struct StepProductKernel {
   Problem<T> p;
@@ -349,10 +342,7 @@ struct StepProductKernel {
     const T* da = g.dproducts[Q] + (t * p.batch + b0) * width;
     const int rows = int(smaller<Index>(kStepRows, p.batch - b0));
     PerThread<Sums> sums;
-    block.for_each_thread([&](int thread) {
-      OST_UNROLL
-      for (int row = 0; row < kStepRows; ++row) sums[thread].v[row] = T(0);
-    });
+    clear(block, sums);
     for (Index k0 = columns.begin; k0 < columns.end; k0 += kDeep) {
       const int left = int(smaller<Index>(kDeep, columns.end - k0));
       block.for_each_thread_sync([&](int thread) { take(thread, da + k0, width, rows, left, space); });
@@ -469,30 +459,37 @@ struct CutKernel {
   }
 };
 
-// For cells of one phase: add up the slices of dh of a step, and run the cell's backward of the step before it in the order of processing.
+// For cells of one phase the end of a step, number `step` in the order of processing: add dh, sum(), to the gradients of a unit of a row
+// if that takes part, and run the cell's backward of the step before it.
+template <class C, class T, class Sum>
+OST_HD void end_step(const Problem<T>& p, const BackwardProblem<T>& g, Index step, Index b, Index u, Sum&& sum) {
+  const Index at = b * p.hidden + u, t = p.mask().time(step);
+  T d[2] = {g.dh[at], C::kStates > 1 ? g.dc[at] : T(0)};
+  if (p.mask().active(t, b)) {
+    d[0] += sum();
+    cut<C, T>(p, g, t, b, u, d);
+  }
+  if (step > 0) {
+    BackwardOut<C, T> out;
+    cell_backward<C, T, 0>(p, g, p.mask().time(step - 1), b, u, d, out);
+  }
+  g.dh[at] = d[0];
+  if constexpr (C::kStates > 1) g.dc[at] = d[1];
+}
+// End a step whose product blocks share by slices, which are added up.
 template <class C, class T>
 struct SumCellKernel {
   Problem<T> p;
   BackwardProblem<T> g;
-  Index step;  // its number in the order of processing
+  Index step;
   struct Space {};
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      const Index count = p.batch * p.hidden, i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
+      const Index count = p.batch * p.hidden, i = block.x * kThreads + thread;
       if (i >= count) return;
-      const Index t = p.mask().time(step);
-      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
-      if (p.mask().active(t, b)) {
-        d[0] += sum_of_slices(g.slices, step_slices(p.batch, p.hidden, matrix_width<C, 1>(p)), count, i);
-        cut<C, T>(p, g, t, b, u, d);
-      }
-      if (step > 0) {
-        BackwardOut<C, T> out;
-        cell_backward<C, T, 0>(p, g, p.mask().time(step - 1), b, u, d, out);
-      }
-      g.dh[i] = d[0];
-      if constexpr (C::kStates > 1) g.dc[i] = d[1];
+      const Index slices = step_slices(p.batch, p.hidden, matrix_width<C, 1>(p));
+      end_step<C, T>(p, g, step, i / p.hidden, i % p.hidden, [&] { return sum_of_slices(g.slices, slices, count, i); });
     });
   }
 };

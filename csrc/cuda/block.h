@@ -3,6 +3,8 @@
 // no threads. A kernel that reads what another thread wrote between the same two barriers gives
 // other numbers when the threads run in reverse order, which the tests do.
 #pragma once
+#include <type_traits>
+
 #include "../core/common.h"
 #if !defined(__CUDACC__)
 #include <atomic>
@@ -86,6 +88,22 @@ struct Block {
     __syncthreads();
 #endif
   }
+  // A barrier that also tells whether `any` thread of the block says so.
+  OST_HD bool sync_block_any(bool any) const {
+#if defined(__CUDA_ARCH__)
+    return __syncthreads_or(any);
+#else
+    return any;
+#endif
+  }
+  // Whether all threads of a warp say so; emulated it is asked once for the whole block.
+  OST_HD bool all_of_warp(bool all) const {
+#if defined(__CUDA_ARCH__)
+    return __all_sync(0xffffffffu, all);
+#else
+    return all;
+#endif
+  }
   // Barrier of all threads of a cluster. It stands before the first write to a peer, and after the
   // last one.
   OST_HD void sync_cluster() const {
@@ -153,6 +171,15 @@ OST_HD void prefetch([[maybe_unused]] const void* word) {
 #endif
 }
 
+// Neighbouring numbers that are read or written at once.
+template <class T, int n>
+struct alignas((n % 4 == 0   ? 4
+                : n % 2 == 0 ? 2
+                             : 1) *
+               sizeof(T)) Numbers {
+  T v[n];
+};
+
 // Registers of a thread that live from one loop over threads to the next.
 template <class R>
 struct PerThread {
@@ -186,6 +213,17 @@ OST_HD int kept(int n) {
   asm volatile("" : "+r"(n));
 #endif
   return n;
+}
+
+// Set sums, which are an array `v` of floats or doubles, to zero in every thread.
+template <class R>
+OST_HD void clear(const Block& block, PerThread<R>& sums) {
+  block.for_each_thread([&](int thread) {
+    using Number = std::remove_all_extents_t<decltype(R::v)>;
+    Number* v = reinterpret_cast<Number*>(&sums[thread].v);
+    OST_UNROLL
+    for (int i = 0; i < int(sizeof(R) / sizeof(Number)); ++i) v[i] = Number(0);
+  });
 }
 
 struct Grid {

@@ -7,6 +7,7 @@
 #pragma once
 #include "async_store.h"
 #include "cell_walk.h"
+#include "shared_weights.h"
 
 namespace ost::OST_SET {
 
@@ -49,7 +50,7 @@ struct ClusterWeight {
   OST_HD float operator()(Index out, Index in) const {
     const Index u = out / 16 * kWarpUnits + out % kWarpUnits;
     const int column = int(out % 16 / kWarpUnits);
-    return in < hidden && u < hidden && column < columns ? as_float(from[(in * hidden + u) * columns + column]) : 0;
+    return in < hidden && u < hidden && column < columns ? as_number(from[(in * hidden + u) * columns + column]) : 0;
   }
 };
 
@@ -76,7 +77,7 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     float v[kParts][kChains][4];
   };
   struct Space {
-    ByteBarrier arrived[2];
+    StepBarriers<kBytes> arrived;
     FragmentA words[2][kSlots][32];  // of each lane two tiles of inputs, or both parts of one
     typename Walk::Inputs ring[kRing][kBlockThreads];
   };
@@ -100,7 +101,7 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     PerThread<ForwardOut<C, T>> out;
     PerThread<Peers> peers;
     PerThread<T> published;
-    PerThread<bool> lost, runs;
+    PerThread<bool> runs;
     PerThread<Products> scales, products;
   };
 
@@ -111,9 +112,11 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
               taped = kept(int(p.saved != nullptr));
     State state;
     begin(block, space, p, strides, state);
+    bool lost = false;
     for (int n = 0; n < steps; ++n) {
       PerThread<Sums> sums;
-      receive(block, space, n, state.lost);
+      if ((lost = space.arrived.wait(block, n, buffer))) break;
+      space.arrived.announce_next(block, n);
       multiply(block, space, n % 2, state.weights, sums);
       gather(block, sums, state.scales, state.products);
       block.for_each_thread([&](int thread) {
@@ -121,7 +124,7 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         Walk& walk = state.walk[thread];
         bool& runs = state.runs[thread];
         runs = walk.there;
-        if (masked) runs = walk.there && p.mask().active(p.mask().time(n), walk.b);
+        if (masked) runs = walk.there && walk.takes_part(p, n);
         if (runs) {
           const typename Walk::Inputs inputs = space.ring[n % kRing][thread];
           compute_active<C, T, 0, false, V>(p, 0, walk.b, walk.u, inputs.gx, state.products[thread].v, walk.state, state.out[thread]);
@@ -135,16 +138,13 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         if (state.runs[thread])
           walk.store(p, state.out[thread], taped);
         else if (masked && walk.there)
-          repeat_output<C>(p, p.mask(), p.mask().time(n), walk.b, walk.u);
+          walk.repeat(p, n);
         walk.advance(strides);
         walk.ask(space.ring[n % kRing][thread], n + kRing < steps, strides);
       });
     }
     // What follows the last step is sent as well: no block ends while a store to it is on its way.
-    block.for_each_thread(
-        [&](int thread) { state.lost[thread] = wait_for_bytes(space.arrived[steps % 2], steps / 2 % 2, buffer, state.lost[thread]); });
-    finish_stores();
-    block.sync_cluster();
+    leave_cluster(block, lost || space.arrived.wait(block, steps, buffer));
   }
 
   // Load the weights, and send the state before the first step.
@@ -166,12 +166,12 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
           state.scales[thread].v[k] = p.shared_scales[0][(rank * kWarps + tile) * 16 + k * kWarpUnits + Lane(thread).g % 4];
       }
       Walk& walk = state.walk[thread];
-      walk.begin(p, block.y * kClusterRows + Shape::row(thread), rank * kUnits + Shape::unit(thread));
-      state.published[thread] = walk.state[0], state.lost[thread] = false;
+      const Index row = block.y * kClusterRows + Shape::row(thread), unit = rank * kUnits + Shape::unit(thread);
+      walk.begin(p, 0, row < p.batch && unit < p.hidden, row, unit, nullptr);
+      state.published[thread] = walk.state[0];
       OST_UNROLL
       for (int n = 0; n < kRing; ++n) walk.ask(space.ring[n][thread], n < p.steps, strides);
-      if (thread == 0)
-        for (ByteBarrier& barrier : space.arrived) barrier.init(), barrier.announce(kBytes);
+      if (thread == 0) space.arrived.begin();
     });
     block.sync_cluster();  // all blocks and their barriers are there
     block.for_each_thread([&](int thread) {
@@ -183,21 +183,9 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     send(block, 0, state);
   }
 
-  // Wait for the inputs of step n, and announce those of the next step but one, which nobody sends before this thread has sent its own.
-  OST_HD void receive(const Block& block, Space& space, int n, PerThread<bool>& lost) const {
-    block.for_each_thread([&](int thread) { lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]); });
-    block.for_each_thread([&](int thread) {
-      if (thread == 0) space.arrived[n % 2].announce(kBytes);
-    });
-  }
-
   OST_HD static void multiply(const Block& block, const Space& space, int at, PerThread<Weights>& weights, PerThread<Sums>& sums) {
     PerThread<FragmentA> received;
-    block.for_each_thread([&](int thread) {
-      float* v = &sums[thread].v[0][0][0];
-      OST_UNROLL
-      for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
-    });
+    clear(block, sums);
     OST_UNROLL
     for (int slot = 0; slot < kSlots; ++slot) {
       block.for_each_thread([&](int thread) { received[thread] = space.words[at][slot][thread % 32]; });
@@ -278,11 +266,12 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         words[2 * part] = first ? mine : other, words[2 * part + 1] = first ? other : mine;
       }
       const Peers& peers = state.peers[thread];
-      const int buffer_bytes = n % 2 * int(sizeof(Space::words) / 2), barrier = n % 2 * int(sizeof(ByteBarrier));
+      const int buffer_bytes = n % 2 * int(sizeof(Space::words) / 2),
+                barrier = int(offsetof(Space, arrived)) + StepBarriers<kBytes>::place(n);
       OST_UNROLL
       for (int k = 0; k < kPlaces; ++k)
         if (kBlocks % 4 == 0 || first_peer(thread) + 4 * k < kBlocks)
-          store_async<2 * kParts>(peers.of[k], peers.place + buffer_bytes, words, int(offsetof(Space, arrived)) + barrier);
+          store_async<2 * kParts>(peers.of[k], peers.place + buffer_bytes, words, barrier);
     });
   }
   OST_HD static int first_peer(int thread) { return Lane(thread).g % 4; }

@@ -3,6 +3,7 @@
 // The sums go to the blocks of the units that they are for, in float32: they are fewer bytes than da
 // of all units. The owner of a unit adds up what the blocks have sent, in their order.
 #pragma once
+#include "cell_walk_back.h"
 #include "cluster.h"
 
 namespace ost::OST_SET {
@@ -27,7 +28,7 @@ struct BackwardClusterWeight {
   OST_HD float operator()(Index out, Index in) const {
     const Index u = in / 4;
     const int column = int(in % 4);
-    return out < hidden && u < hidden && column < columns ? as_float(from[(u * columns + column) * hidden + out]) : 0;
+    return out < hidden && u < hidden && column < columns ? as_number(from[(u * columns + column) * hidden + out]) : 0;
   }
 };
 
@@ -57,20 +58,15 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   struct alignas(8) Pairs {
     std::uint32_t word[2];
   };
-  using Walk = CellWalkBack<C, T>;
-  // An odd number of pairs of words a thread avoids bank conflicts.
-  struct alignas(8) Padded {
-    typename Walk::Inputs of;
-    T pad[sizeof(typename Walk::Inputs) / 8 % 2 ? 4 : 2];
-  };
-  static_assert(sizeof(Padded) / 8 % 2 == 1);
+  using Walk = CellWalkBack<C, T, typename CellNumbers<T, kParts>::Type>;
+  using Pass = typename Walk::Pass;
   struct Space {
-    ByteBarrier arrived[2];
+    StepBarriers<kBytes> arrived;
     alignas(16) float sums[2][kSources][kBlockThreads];
     // Right fragments of each tile of inputs. Two, since a warp may write those of the next step while another still reads: the sums
     // for which it waits come from other warps.
     Pairs da[2][kParts][kWarps][32];
-    Padded ring[kRing][kBlockThreads];
+    typename Walk::Given ring[kRing][kBlockThreads];
   };
   struct Peers {
     PeerMemory of[kTiles];
@@ -81,13 +77,12 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     PerThread<Weights> weights;
     PerThread<Walk> walk;
     PerThread<Peers> peers;
-    PerThread<BackwardOut<C, T>> out;
-    PerThread<bool> lost;
+    PerThread<typename Walk::Out> out;
   };
 
   Problem<T> problems[2];
   BackwardProblem<T> gradients[2];
-  ExchangeBuffer buffer;  // the status alone
+  ExchangeBuffer buffer;  // the header alone
   int co_launched;
   Range range;  // the steps of this launch
   Grid grid() const { return {kBlocks, ceil_div(problems[0].batch, kClusterRows), co_launched}; }
@@ -101,43 +96,34 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
-    const StepMask mask = p.mask();
-    const typename Walk::Strides strides(p, g);
-    const int steps = kept(int(range.end - range.begin)), masked = kept(int(p.times.predecessors || p.times.lengths));
-    const int cuts = kept(int(p.times.predecessors || g.control.cuts));
+    const Pass pass(p, g, buffer, range.begin);
+    const int steps = kept(int(range.end - range.begin));
     State state;
-    begin(block, space, p, g, strides, masked, state);
+    begin(block, space, pass, steps, state);
+    bool lost = false;
     for (int n = 0; n < steps; ++n) {
-      const Index s = range.end - 1 - n;
+      const int step = steps - 1 - n;
       block.for_each_thread([&](int thread) {
         async_wait<kRing - 1>();
-        Walk& walk = state.walk[thread];
-        BackwardOut<C, T>& out = state.out[thread];
-        OST_UNROLL
-        for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
-        if (walk.there) {
-          Gathered<C, T> given = space.ring[n % kRing][thread].of;
-          apply<C, T, 0>(p, g, walk.b, given, T(0), walk.d, out);
-        }
-        put(space, thread, n % 2, out);
+        state.walk[thread].template run<0>(pass, step, space.ring[n % kRing][thread], state.out[thread]);
+        put(space, thread, n % 2, state.out[thread]);
       });
-      block.sync_block();
+      if (block.sync_block_any(lost)) break;
       multiply_and_send(block, space, n % 2, state);
       block.for_each_thread([&](int thread) {
         Walk& walk = state.walk[thread];
-        typename Walk::Inputs& inputs = space.ring[n % kRing][thread].of;
-        if (walk.there) walk.store(p, inputs.active, state.out[thread], strides);
-        ask(p, g, s - kRing, masked, walk, strides, inputs);
+        if (walk.there) walk.template store<0>(state.out[thread], pass.strides);
+        walk.advance(pass.strides);
+        walk.ask(pass, step - kRing, space.ring[n % kRing][thread]);
       });
-      receive(block, space, n, state.lost);
+      if ((lost = space.arrived.wait(block, n, buffer))) continue;  // to where the warps of a block meet
+      space.arrived.announce_next(block, n);
       block.for_each_thread([&](int thread) {
         Walk& walk = state.walk[thread];
         float sum = space.sums[n % 2][0][thread];
         OST_UNROLL
         for (int source = 1; source < kSources; ++source) sum += space.sums[n % 2][source][thread];
-        if (!walk.there || (masked && !mask.active(mask.time(s), walk.b))) return;
-        walk.d[0] += sum;
-        if (cuts) cut<C, T>(p, g, mask.time(s), walk.b, walk.u, walk.d);
+        if (walk.there) walk.add(pass, step, pass.general, sum);
       });
     }
     block.for_each_thread([&](int thread) {
@@ -146,12 +132,11 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
       g.dh[walk.b * p.hidden + walk.u] = walk.d[0];
       if constexpr (C::kStates > 1) g.dc[walk.b * p.hidden + walk.u] = walk.d[1];
     });
-    finish_stores();
-    block.sync_cluster();
+    leave_cluster(block, lost);
   }
 
-  OST_HD void begin(const Block& block, Space& space, const Problem<T>& p, const BackwardProblem<T>& g,
-                    const typename Walk::Strides& strides, int masked, State& state) const {
+  OST_HD void begin(const Block& block, Space& space, const Pass& pass, int steps, State& state) const {
+    const Problem<T>& p = pass.p;
     const FragmentA* packed = static_cast<const FragmentA*>(p.shared_transposed[0]);
     const int rank = int(block.x);
     block.for_each_thread([&](int thread) {
@@ -166,16 +151,11 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         }
       }
       Walk& walk = state.walk[thread];
-      walk.begin(p, g, range.end - 1, block.y * kClusterRows + row(thread), rank * kUnits + unit(thread));
-      state.lost[thread] = false;
+      const Index at_row = block.y * kClusterRows + row(thread), at_unit = rank * kUnits + unit(thread);
+      walk.begin(pass, steps - 1, at_row < p.batch && at_unit < p.hidden, at_row, at_unit);
       OST_UNROLL
-      for (int n = 0; n < kRing; ++n) {
-        typename Walk::Inputs& inputs = space.ring[n][thread].of;
-        walk.prepare(p, inputs);
-        ask(p, g, range.end - 1 - n, masked, walk, strides, inputs);
-      }
-      if (thread == 0)
-        for (ByteBarrier& barrier : space.arrived) barrier.init(), barrier.announce(kBytes);
+      for (int n = 0; n < kRing; ++n) walk.ask(pass, steps - 1 - n, space.ring[n][thread]);
+      if (thread == 0) space.arrived.begin();
     });
     block.sync_cluster();  // all blocks and their barriers are there
     block.for_each_thread([&](int thread) {
@@ -195,7 +175,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   }
 
   // Write da of a unit as words of the product.
-  OST_HD static void put(Space& space, int thread, int at, const BackwardOut<C, T>& out) {
+  OST_HD static void put(Space& space, int thread, int at, const typename Walk::Out& out) {
     Word words[4][kParts];
     OST_UNROLL
     for (int column = 0; column < 4; ++column)
@@ -209,11 +189,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   OST_HD static void multiply_and_send(const Block& block, const Space& space, int at, State& state) {
     PerThread<Sums> sums;
     PerThread<Pairs> da[kParts];
-    block.for_each_thread([&](int thread) {
-      float* v = &sums[thread].v[0][0][0][0];
-      OST_UNROLL
-      for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
-    });
+    clear(block, sums);
     OST_UNROLL
     for (int k = 0; k < kDepth; ++k) {
       block.for_each_thread([&](int thread) {
@@ -240,7 +216,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         OST_UNROLL
         for (int c = 0; c < 4; ++c) words[c] = word_of(sum(sums[thread], m, c) * peers.scales[m][c / 2]);
         store_async<4>(peers.of[m], peers.place[m] + at * int(sizeof(Space::sums) / 2), words,
-                       int(offsetof(Space, arrived)) + at * int(sizeof(ByteBarrier)));
+                       int(offsetof(Space, arrived)) + StepBarriers<kBytes>::place(at));
       }
     });
   }
@@ -254,26 +230,6 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     }
     if constexpr (kParts > 1) return fma(all[1], 1 / kResidualScale<Word>, all[0]);
     return all[0];
-  }
-
-  // Wait for the sums of step n of this launch, and announce those of the next step but one.
-  OST_HD void receive(const Block& block, Space& space, int n, PerThread<bool>& lost) const {
-    block.for_each_thread([&](int thread) { lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]); });
-    block.for_each_thread([&](int thread) {
-      if (thread == 0) space.arrived[n % 2].announce(kBytes);
-    });
-  }
-
-  // Ask for what the cell's backward of step s reads, if that step is one of this launch.
-  OST_HD void ask(const Problem<T>& p, const BackwardProblem<T>& g, Index s, int masked, Walk& walk, const typename Walk::Strides& strides,
-                  typename Walk::Inputs& to) const {
-    if (walk.there && s >= range.begin) {
-      if (masked)
-        gather<C, T, 0>(p, g, p.mask().time(s), walk.b, walk.u, to, [](T& at, const T* from) { copy_async<sizeof(T)>(&at, from); });
-      else
-        walk.ask(p, s, to, strides);
-    }
-    async_commit();
   }
 };
 

@@ -18,15 +18,6 @@ constexpr int power_of_two(int n) {
   return p;
 }
 
-// Neighbouring numbers that are read at once.
-template <class T, int n>
-struct alignas((n % 4 == 0   ? 4
-                : n % 2 == 0 ? 2
-                             : 1) *
-               sizeof(T)) Numbers {
-  T v[n];
-};
-
 // The sums of each slice of the inputs, by column and output. A warp writes pairs of columns 8 banks
 // apart, and reads neighbouring outputs.
 template <class T, int kSlices, int kColumns, int kOut>
@@ -148,13 +139,16 @@ struct Engine {
     OST_ROLLED
     for (int i = 0; i < kTilesPerWarp * kDepth; ++i) {
       FragmentA a[kParts];
+      OST_UNROLL
       for (int w = 0; w < 4; ++w) {
         const int out = tile(thread, i / kDepth) * 16 + lane.a_row(w), in = first(thread) + i % kDepth * 16 + lane.a_column(w);
         V low[kParts], high[kParts];
         if constexpr (kScaled) factor = factor_of(out, weight);
         words(out, in, low), words(out, in + 1, high);
+        OST_UNROLL
         for (int part = 0; part < kParts; ++part) a[part].word[w] = pair_of<V>(low[part], high[part]);
       }
+      OST_UNROLL
       for (int part = 0; part < kParts; ++part) packed[(part * kTilesPerWarp * kDepth + i) * kThreads + thread] = a[part];
     }
     if constexpr (kScaled)
@@ -183,11 +177,7 @@ struct Engine {
     PerThread<FragmentB> right;
     OST_ROLLED
     for (int column = 0; column == 0 || column * kRows < rows * 8; column += 8) {
-      block.for_each_thread([&](int thread) {
-        float* v = &sums[thread].v[0][0][0][0];
-        OST_UNROLL
-        for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
-      });
+      clear(block, sums);
       OST_UNROLL
       for (int k = 0; k < kDepth; ++k) {
         block.for_each_thread([&](int thread) {

@@ -92,4 +92,12 @@ struct Narrow<double> {
   OST_HD static double of(double x) { return x; }
 };
 
+// A word of an operand as a number.
+OST_HD float as_number(float w) { return w; }
+OST_HD double as_number(double w) { return w; }
+template <class W>
+OST_HD float as_number(W w) {
+  return widen(w);
+}
+
 }  // namespace ost::OST_SET

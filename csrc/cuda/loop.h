@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "backward.h"
+#include "cell_walk.h"
 #include "engine.h"
 
 namespace ost::OST_SET {
@@ -73,9 +74,7 @@ struct LoopKernel {
   using E = Engine<T, W, K * kCount, K>;
   using Cells = LoopCells<K>;
   using V = typename CellNumbers<T, sizeof(W) == 2 && WordOf<W>::kParts == 1 ? 1 : 2>::Type;
-  struct alignas(C::kColumns % 4 == 0 ? 16 : sizeof(T)) Inputs {
-    T gx[C::kColumns];
-  };
+  using Inputs = typename CellWalk<C, T>::Inputs;
   struct Space {
     typename E::Space product;
     T state[C::kStates][kLoopRows][K];
@@ -184,13 +183,7 @@ struct LoopKernel {
 
   // Ask for the projected input of a cell in the next step for which that has not been done, if there is one.
   OST_HD static void ask(int c, bool more, Inputs& to, const Places& place, const Strides& strides) {
-    if (more) {
-      const T* from = place.gx + c * (strides.next * C::kColumns);
-      if constexpr (C::kColumns % 4 == 0)
-        copy_async<sizeof(Inputs)>(&to, from);
-      else
-        for (int column = 0; column < C::kColumns; ++column) copy_async<sizeof(T)>(&to.gx[column], from + column);
-    }
+    if (more) to.ask(place.gx + c * (strides.next * C::kColumns));
     async_commit();
   }
 

@@ -4,7 +4,9 @@
 #include "loop.h"
 #include "norm.h"
 #include "persistent.h"
+#include "persistent_backward.h"
 #include "plan.h"
+#include "poison.h"
 #include "projection.h"
 #include "stream.h"
 

@@ -27,17 +27,6 @@ struct Sums {
   T v[kThreadM][kThreadN];
 };
 
-template <class T>
-OST_HD void clear(const Block& block, PerThread<Sums<T>>& sums) {
-  block.for_each_thread_sync([&](int thread) {
-    OST_UNROLL
-    for (int i = 0; i < kThreadM; ++i) {
-      OST_UNROLL
-      for (int j = 0; j < kThreadN; ++j) sums[thread].v[i][j] = T(0);
-    }
-  });
-}
-
 // a(m, k) and b(k, n) return zeros outside of the operands.
 template <class T, class A, class B>
 OST_HD void multiply(const Block& block, ProductSpace<T, T>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {

@@ -31,13 +31,10 @@ struct StreamEngine {
     PerThread<Pointers> from;
     PerThread<FragmentA> left;
     PerThread<FragmentB> right[kTiles];
+    clear(block, sums);
     block.for_each_thread([&](int thread) {
       OST_UNROLL
-      for (int j = 0; j < kTiles; ++j) {
-        from[thread].row[j] = row(j * 8 + Lane(thread).b_column());
-        OST_UNROLL
-        for (int c = 0; c < 4; ++c) sums[thread].v[j][c] = 0;
-      }
+      for (int j = 0; j < kTiles; ++j) from[thread].row[j] = row(j * 8 + Lane(thread).b_column());
     });
     OST_UNROLL_4
     for (Index first = 0; first < tiles; first += kSlices) {
@@ -90,10 +87,7 @@ struct StreamEngine<T, T, kRows> {
                               Row&& row) {
     const T* panel = static_cast<const T*>(weights) + first_out;
     PerThread<Sums> sums;
-    block.for_each_thread([&](int thread) {
-      OST_UNROLL
-      for (int r = 0; r < kRows; ++r) sums[thread].v[r] = T(0);
-    });
+    clear(block, sums);
     for (Index k0 = 0; k0 < depth; k0 += kInputsAtATime) {
       block.for_each_thread_sync([&](int thread) {
         OST_ROLLED
@@ -215,19 +209,8 @@ struct StreamBackwardKernel {
     block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kStreamOut; i += kThreads) {
         const int r = i / kStreamOut, out = i % kStreamOut;
-        const Index b = b0 + r, u = u0 + out, at = b * p.hidden + u;
-        if (b >= p.batch || u >= p.hidden) continue;
-        T d[2] = {g.dh[at], C::kStates > 1 ? g.dc[at] : T(0)};
-        if (p.mask().active(t, b)) {
-          d[0] += streamed<E>(space, out, r);
-          cut<C, T>(p, g, t, b, u, d);
-        }
-        if (step > 0) {
-          BackwardOut<C, T> result;
-          cell_backward<C, T, 0>(p, g, p.mask().time(step - 1), b, u, d, result);
-        }
-        g.dh[at] = d[0];
-        if constexpr (C::kStates > 1) g.dc[at] = d[1];
+        if (b0 + r < p.batch && u0 + out < p.hidden)
+          end_step<C, T>(p, g, step, b0 + r, u0 + out, [&] { return streamed<E>(space, out, r); });
       }
     });
   }

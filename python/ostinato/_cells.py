@@ -52,9 +52,7 @@ _OF_A_LAYER = {"functions that a call chooses": "functions, clip or coupled gate
 @cache
 def drivers_of(cell: str) -> dict[str, str]:
     """Return what each driver of a GPU lacks for a cell, "" for nothing, in words of layers."""
-    lacks = dict(_core.drivers()[cell])
-    lacks["cluster"] = lacks["loop"]  # csrc/core/drivers.h: it takes the same cells
-    return {driver: _OF_A_LAYER.get(said, said) for driver, said in lacks.items()}
+    return {driver: _OF_A_LAYER.get(said, said) for driver, said in _core.drivers()[cell].items()}
 
 
 @cache

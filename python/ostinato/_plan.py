@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from . import _core
 
@@ -40,9 +39,7 @@ WORTH = 0.95
 # (`CONFIRMED_BY`; benchmarks/results has the table, which says what it was measured with), but for
 # those that are called estimates.
 CONFIRMED_BY = "NVIDIA H200"
-# Kernels, and their passes, that have changed since: no device has run those of today. Those of
-# "persistent" have other code for the same exchange, and the constants of the ones before. The
-# constants of the others are estimates.
+# Kernels, and their passes, that have changed since: no device has run those of today.
 CHANGED_SINCE = (
     ("persistent", "forward"),
     ("persistent", "backward"),
@@ -50,6 +47,9 @@ CHANGED_SINCE = (
     ("loop", "backward"),
     ("step", "backward"),
 )
+# Those of them whose constants are estimates. "persistent" kernels have other code for the same
+# exchange, and the constants of the ones before.
+ESTIMATES = (("loop", "forward"), ("loop", "backward"), ("step", "backward"))
 EXCHANGE = 3000.0  # a word from one multiprocessor to the others, and the checks around it
 CELL = 1850.0  # sums of all warps, the cell, two barriers of a block
 CLUSTER = 1850.0  # sums to the peers of a cluster, and its barrier
@@ -177,6 +177,34 @@ class GpuPlan:
     cluster: int = 0
     chunks: int = 1
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One pass over one layer and direction: the arguments of `plan`, under the same names."""
+
+    products: list[int]
+    hidden: int
+    steps: int
+    batch: int
+    word: int
+    inputs: int = 0
+    split: bool = False
+    backward: bool = False
+    by_step: bool = False
+    co_launched: int = 1
+    pipeline_columns: int = 0
+    lacks: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows (t, b) of the pass."""
+        return self.steps * self.batch
+
+    @property
+    def weights(self) -> int:
+        """Recurrent weights of the layer."""
+        return self.hidden * self.hidden * sum(self.products)
 
 
 def register_capacity_for(products: list[int], hidden: int, word: int) -> int:
@@ -335,29 +363,21 @@ class ClusterKernel:
         return cycles * (CLUSTER_BACKWARD if backward else 1)
 
 
-def _by_cluster(
-    device: GpuFigures,
-    columns: int,
-    hidden: int,
-    steps: int,
-    batch: int,
-    word: int,
-    backward: bool,
-    directions: int,
-) -> GpuPlan | None:
+def _by_cluster(device: GpuFigures, wanted: _Wanted) -> GpuPlan | None:
     """Return the plan of the "cluster" kernel that costs least for each direction, or None."""
     fits, plans = dict(device.cluster_fits), []
-    for kernel in ClusterKernel.all_of(columns, word, backward):
-        if hidden > kernel.capacity or not fits.get(kernel.blocks):
+    directions = 1 if wanted.pipeline_columns else wanted.co_launched
+    for kernel in ClusterKernel.all_of(wanted.products[0], wanted.word, wanted.backward):
+        if wanted.hidden > kernel.capacity or not fits.get(kernel.blocks):
             continue
         for count in range(1, directions + 1):
-            clusters = count * -(-batch // kernel.rows)
+            clusters = count * -(-wanted.batch // kernel.rows)
             waves = -(-clusters // fits[kernel.blocks])
-            seconds = START + waves * steps * kernel.cycles(backward) / device.clock_hz
+            cycles = waves * wanted.steps * kernel.cycles(wanted.backward)
             said = (
                 f"clusters of {kernel.blocks} blocks of {kernel.warps} warps have room for the "
-                f"recurrent weights (H = {hidden} of {kernel.capacity}); {clusters} of them, of "
-                f"{kernel.rows} rows each"
+                f"recurrent weights (H = {wanted.hidden} of {kernel.capacity}); {clusters} of "
+                f"them, of {kernel.rows} rows each"
             )
             plans.append(
                 GpuPlan(
@@ -368,7 +388,7 @@ def _by_cluster(
                     said + "; both directions in the same launch" * (count > 1),
                     co_launched=count,
                     cluster=kernel.blocks,
-                    seconds=seconds,
+                    seconds=START + cycles / device.clock_hz,
                 )
             )
     return min(plans, key=lambda p: p.seconds / p.co_launched, default=None)
@@ -432,90 +452,77 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
-    sizes = {"hidden": hidden, "steps": steps, "batch": batch, "word": word}
-    others = _without_clusters(
-        device,
+    wanted = _Wanted(
         products,
-        **sizes,
-        inputs=inputs or hidden,
-        split=split,
-        backward=backward,
-        by_step=by_step,
-        co_launched=co_launched,
-        pipeline_columns=pipeline_columns,
-        lacks=lacks,
+        hidden,
+        steps,
+        batch,
+        word,
+        inputs or hidden,
+        split,
+        backward,
+        by_step,
+        co_launched,
+        pipeline_columns,
+        lacks,
     )
+    others = _without_clusters(device, wanted)
     if by_step or lacks or len(products) > 1 or not (word == 2 or (word == 4 and split)):
         return others
-    directions = 1 if pipeline_columns else co_launched
-    by = _by_cluster(device, products[0], **sizes, backward=backward, directions=directions)
+    by = _by_cluster(device, wanted)
     doubt = ESTIMATED if others.kernel == "loop" else 1.0
     if by is None or by.seconds / by.co_launched >= doubt * others.seconds / others.co_launched:
         return others
     return replace(by, library=others.library, library_split=others.library_split)
 
 
-def _without_clusters(
-    device: GpuFigures,
-    products: list[int],
-    *,
-    hidden: int,
-    steps: int,
-    batch: int,
-    word: int,
-    inputs: int,
-    split: bool,
-    backward: bool,
-    by_step: bool,
-    co_launched: int,
-    pipeline_columns: int,
-    lacks: str,
-) -> GpuPlan:
-    """Return the plan of all kernels but "cluster", by the arguments of `plan`."""
-    library, width = _has_library(device, steps * batch, word), inputs
-    may_split = split and word == 4 and library and not lacks and not device.why_no_words
-    library_split = may_split and steps * batch * width * hidden * sum(products) >= SPLIT_WORK
-    tiles = by_step or (backward and lacks != "")
-    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
+def _without_clusters(device: GpuFigures, wanted: _Wanted) -> GpuPlan:
+    """Return the plan of all kernels but "cluster"."""
+    products, word, backward = wanted.products, wanted.word, wanted.backward
+    library = _has_library(device, wanted.rows, word)
+    may_split = wanted.split and word == 4 and library
+    may_split = may_split and not wanted.lacks and not device.why_no_words
+    work = wanted.rows * wanted.inputs * wanted.hidden * sum(products)
+    library_split = may_split and work >= SPLIT_WORK
+    by_itself = _stepwise(device, wanted, wanted.by_step or (backward and wanted.lacks != ""))
 
     def of_library(planned: GpuPlan) -> GpuPlan:
         return replace(planned, library=library, library_split=library_split)
 
     def step(reason: str) -> GpuPlan:
         streams = word == 2 or (word == 4 and not backward)
-        if by_itself.kernel == "step" and streams and batch > STREAM_ROWS:
+        if by_itself.kernel == "step" and streams and wanted.batch > STREAM_ROWS:
             reason += (
-                f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the "
-                "weights"
+                f"; B = {wanted.batch} is more than the {STREAM_ROWS} rows for which blocks stream "
+                "the weights"
             )
         return of_library(replace(by_itself, reason=reason))
 
-    if why := _why_by_step(word, by_step, lacks):
+    if why := _why_by_step(word, wanted.by_step, wanted.lacks):
         return step(why)
-    capacity = register_capacity_for(products, hidden, word)
-    blocks = -(-batch // loop_rows_for(device, batch))
+    capacity = register_capacity_for(products, wanted.hidden, word)
+    blocks = -(-wanted.batch // loop_rows_for(device, wanted.batch))
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
-        words = 1 if word == 2 else 2 if split else 0
-        return of_library(_loop(device, products, hidden, steps, batch, words, capacity, backward))
-    why = _why_not_one(device, products, hidden, blocks, word, capacity)
-    if word == 4 and not split:
+        return of_library(_loop(device, wanted, capacity))
+    why = _why_not_one(device, wanted, blocks, capacity)
+    if word == 4 and not wanted.split:
         return step(
             f"{why}; where many multiprocessors share the weights, products are of words of 2 bytes"
         )
-    every = partitions_for(device, products, hidden, word, backward)
+    every = partitions_for(device, products, wanted.hidden, word, backward)
     partitions = [s for s in every if max_groups(device, s)]
     if not partitions:
         return step(f"{why}; {_why_not_shared(device, every)}")
-    rate = _products_rate(word, library, library_split)
-    wanted = _Pass(products, hidden, steps, batch, word, width, library, rate, pipeline_columns)
-    best = _cheapest(device, wanted, partitions, backward, co_launched)
+    best = _cheapest(device, wanted, partitions)
     shared = _of(device, best, wanted)
     times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)
     if times >= 1:
         return step(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
-    return of_library(_in_chunks(device, best, wanted) if backward else shared)
+    if not backward:
+        return of_library(shared)
+    return of_library(_in_chunks(device, best, wanted, library, library_split))
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
@@ -559,9 +566,8 @@ def plan_by_step(
         lacks: what the other kernels lack.
         launches: of a step.
     """
-    planned = _stepwise(
-        device, products, hidden, steps, batch, word, backward, False, step_launches=launches
-    )
+    wanted = _Wanted(products, hidden, steps, batch, word, backward=backward)
+    planned = _stepwise(device, wanted, False, step_launches=launches)
     return replace(
         planned,
         library=_has_library(device, steps * batch, word),
@@ -584,120 +590,88 @@ def _products_rate(word: int, library: bool, split: bool) -> float:
     return TILES if word == 2 else TILES_EXACT
 
 
-def _loop(
-    device: GpuFigures,
-    products: list[int],
-    hidden: int,
-    steps: int,
-    batch: int,
-    words: int,
-    capacity: int,
-    backward: bool,
-) -> GpuPlan:
-    """Return the plan of a kernel that keeps the recurrent weights in registers.
-
-    ``words`` of 2 bytes are those of an operand, 0 where products are exact.
-    """
-    rows, weights = loop_rows_for(device, batch), products[0] * capacity * capacity
-    blocks = -(-batch // rows)
+def _loop(device: GpuFigures, wanted: _Wanted, capacity: int) -> GpuPlan:
+    """Return the plan of a kernel that keeps the recurrent weights in registers."""
+    # Words of 2 bytes of an operand, 0 where products are exact.
+    words = 1 if wanted.word == 2 else 2 if wanted.split else 0
+    rows, weights = loop_rows_for(device, wanted.batch), wanted.products[0] * capacity * capacity
+    blocks = -(-wanted.batch // rows)
     cycles = LOOP + LOOP_CELL * -(-capacity * rows // (32 * WARPS))
     if words:  # an instruction takes 16 x 16 weights: by a word of eight rows, or both of four
         cycles += weights / 256 * (1 if words == 1 else 2 * -(-rows // 4)) * MMA / 4
     else:
         cycles += weights * rows / FMA
-    cycles *= LOOP_BACKWARD if backward else 1
+    cycles *= LOOP_BACKWARD if wanted.backward else 1
     waves = -(-blocks // device.multiprocessors)
     return GpuPlan(
         "loop",
         blocks,
         1,
         False,
-        f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {capacity})"
-        f", which takes {rows} row{'s' * (rows > 1)} through all steps",
+        f"the recurrent weights fit the registers of a multiprocessor (H = {wanted.hidden} of "
+        f"{capacity}), which takes {rows} row{'s' * (rows > 1)} through all steps",
         register_capacity=capacity,
         loop_split=words == 2,
         rows=rows,
-        seconds=waves * steps * cycles / device.clock_hz,
+        seconds=waves * wanted.steps * cycles / device.clock_hz,
     )
 
 
-def _why_not_one(
-    device: GpuFigures, products: list[int], hidden: int, blocks: int, word: int, capacity: int
-) -> str:
+def _why_not_one(device: GpuFigures, wanted: _Wanted, blocks: int, capacity: int) -> str:
     """Return why no multiprocessor runs all steps by itself."""
     if capacity:
         return (
             f"{blocks} blocks of {ROWS[-1]} rows are {-(-blocks // device.multiprocessors)} waves "
             f"over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
         )
-    if len(products) > 1:
+    if len(wanted.products) > 1:
         return (
-            f"the cell takes {len(products)} phases a step, and each needs all hidden units of the "
-            "one before"
+            f"the cell takes {len(wanted.products)} phases a step, and each needs all hidden units "
+            "of the one before"
         )
     return (
-        f"H = {hidden} is beyond {REGISTER_CAPACITY[word][-1]}, where the recurrent weights fill "
-        "the registers of a multiprocessor"
+        f"H = {wanted.hidden} is beyond {REGISTER_CAPACITY[wanted.word][-1]}, where the recurrent "
+        "weights fill the registers of a multiprocessor"
     )
-
-
-class _Pass(NamedTuple):
-    """What a persistent kernel is planned for; see `plan`.
-
-    ``rate``: multiply-adds a cycle and multiprocessor of the products of all steps.
-    """
-
-    products: list[int]
-    hidden: int
-    steps: int
-    batch: int
-    word: int
-    inputs: int
-    library: bool
-    rate: float
-    pipeline_columns: int
 
 
 # A partition, and how many problems share its launches.
 Kind = tuple[Partition, int]
 
 
-def _of(device: GpuFigures, kind: Kind, wanted: _Pass, chunks: int = 1) -> GpuPlan:
+def _of(device: GpuFigures, kind: Kind, wanted: _Wanted, chunks: int = 1) -> GpuPlan:
     partition, count = kind
     pipelined = count > 1 and wanted.pipeline_columns > 0
     return _persistent(device, partition, wanted.steps, wanted.batch, count, pipelined, chunks)
 
 
-def _cheapest(
-    device: GpuFigures,
-    wanted: _Pass,
-    partitions: list[Partition],
-    backward: bool,
-    co_launched: int,
-) -> Kind:
+def _cheapest(device: GpuFigures, wanted: _Wanted, partitions: list[Partition]) -> Kind:
     """Return the partition that costs least for each problem."""
     kinds = [(s, 1) for s in partitions]
-    columns = wanted.pipeline_columns
-    if co_launched == 2:
+    columns, sizes = wanted.pipeline_columns, (wanted.hidden, wanted.word, wanted.backward)
+    if wanted.co_launched == 2:
         # There are no kernels for two layers of more phases.
         pairs = [] if columns and len(wanted.products) > 1 else partitions
         if pairs and columns:
-            pairs = partitions_for(device, [columns], wanted.hidden, wanted.word, backward, True)
+            pairs = partitions_for(device, [columns], *sizes, True)
         kinds += [(s, 2) for s in pairs if max_groups(device, s) >= 2]
     return min(kinds, key=lambda kind: _of(device, kind, wanted).seconds / kind[1])
 
 
-def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
+def _in_chunks(
+    device: GpuFigures, kind: Kind, wanted: _Wanted, library: bool, library_split: bool
+) -> GpuPlan:
     """Return a backward pass by the chunks that cost least, one unless more are worth it."""
     # dW, dR and dx: of pipelined layers those of the lower one; of directions both, the second
     # added to the complete first one.
     width, dx = wanted.inputs, 1 if wanted.pipeline_columns else kind[1]
     each = (kind[1] * (width + wanted.hidden), dx * width)
-    work = sum(wanted.products) * wanted.hidden * sum(each) * wanted.steps * wanted.batch
+    work = sum(wanted.products) * wanted.hidden * sum(each) * wanted.rows
     late = each[1] / sum(each) if dx > 1 else 0.0
-    rate = device.multiprocessors * device.clock_hz * wanted.rate
+    rate = device.multiprocessors * device.clock_hz
+    rate *= _products_rate(wanted.word, library, library_split)
     parts = _core.gradient_parts(wanted.steps, wanted.batch)
-    most = LIBRARY_CHUNKS if wanted.library else CHUNKS[-1]
+    most = LIBRARY_CHUNKS if library else CHUNKS[-1]
     counts = [n for n in CHUNKS if n == 1 or (n <= parts <= wanted.steps and n <= most)]
     cuts = [_of(device, kind, wanted, n) for n in counts]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
@@ -706,40 +680,32 @@ def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
 
 
 def _stepwise(
-    device: GpuFigures,
-    products: list[int],
-    hidden: int,
-    steps: int,
-    batch: int,
-    word: int,
-    backward: bool,
-    by_step: bool,
-    step_launches: int = 0,
+    device: GpuFigures, wanted: _Wanted, by_step: bool, step_launches: int = 0
 ) -> GpuPlan:
     """Return the plan of one launch for each step and phase.
 
-    ``step_launches`` are those of a step of a cell that no kernel streams the weights of; 0: it is
-    another cell.
+    ``by_step``: something stands between a step's product and its cell. ``step_launches`` are those
+    of a step of a cell that no kernel streams the weights of; 0: it is another cell.
     """
-    rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
+    products, word, backward = wanted.products, wanted.word, wanted.backward
+    rate = device.multiprocessors * device.clock_hz
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
-    work = steps * batch * weights / tiles / rate
-    rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
-    sliced = backward and _core.step_slices(word, batch, hidden, hidden * max(products)) > 0
-    if sliced and not rows:
+    work = wanted.rows * wanted.weights / tiles / rate
+    rows = 0 if step_launches else rows_for(products, wanted.batch, word, backward, by_step)
+    width = wanted.hidden * max(products)
+    if backward and not rows and _core.step_slices(word, wanted.batch, wanted.hidden, width) > 0:
         each = 2 if len(products) == 1 and not by_step else 3 * len(products) + by_step
-        launches = steps * (step_launches or each)
-        return _by_slices(device, products, hidden, (steps, batch), word, launches, work)
-    depth = hidden * (sum(products) if backward else len(products))
-    work = max(work, steps * depth * DEPTH[word] / device.clock_hz)
+        return _by_slices(device, wanted, wanted.steps * (step_launches or each), work)
+    depth = wanted.hidden * (sum(products) if backward else len(products))
+    work = max(work, wanted.steps * depth * DEPTH[word] / device.clock_hz)
     if rows:
         units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)
-        times = -(-batch // rows)
-        launches, blocks = len(products) * steps + backward, -(-hidden // units) * times
-        reading = steps * times * weights * word / (L2_BYTES * rate)
+        times = -(-wanted.batch // rows)
+        launches = len(products) * wanted.steps + backward
+        reading = wanted.steps * times * wanted.weights * word / (L2_BYTES * rate)
         return GpuPlan(
             "stream",
-            blocks,
+            -(-wanted.hidden // units) * times,
             launches,
             False,
             "",
@@ -748,31 +714,23 @@ def _stepwise(
         )
     tile_m, tile_n = TILE
     units = tile_n if backward else tile_n // max(products)
-    blocks = -(-hidden // units) * -(-batch // tile_m)
+    blocks = -(-wanted.hidden // units) * -(-wanted.batch // tile_m)
     each = 2 * len(products) + by_step if backward else len(products)
-    launches = (step_launches or each) * steps
+    launches = (step_launches or each) * wanted.steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
-def _by_slices(
-    device: GpuFigures,
-    products: list[int],
-    hidden: int,
-    sizes: tuple[int, int],
-    word: int,
-    launches: int,
-    work: float,
-) -> GpuPlan:
+def _by_slices(device: GpuFigures, wanted: _Wanted, launches: int, work: float) -> GpuPlan:
     """Return the plan of a backward pass whose products by step blocks share by slices.
 
     ``work``: seconds of the products where there are blocks enough.
     """
-    (steps, batch), (rows, outs) = sizes, SLICE_TILE
-    tiles, width = -(-hidden // outs) * -(-batch // rows), hidden * max(products)
-    slices = _core.step_slices(word, batch, hidden, width)
+    (rows, outs), width = SLICE_TILE, wanted.hidden * max(wanted.products)
+    tiles = -(-wanted.hidden // outs) * -(-wanted.batch // rows)
+    slices = _core.step_slices(wanted.word, wanted.batch, wanted.hidden, width)
     blocks = tiles * slices
     cycles = SLICED + width / slices * SLICE_COLUMN * -(-blocks // device.multiprocessors)
-    seconds = max(work, len(products) * steps * cycles / device.clock_hz)
+    seconds = max(work, len(wanted.products) * wanted.steps * cycles / device.clock_hz)
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + seconds)
 
 

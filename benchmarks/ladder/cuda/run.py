@@ -48,10 +48,8 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
     """Yield the plans of a pass by name; the first one, a launch a step, is the reference."""
     figures, (columns, products, _) = w.device.figures, _buffers.columns_of(w.cell)
     word = w.word_bytes
-    yield (
-        "a launch a step",
-        _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False),
-    )
+    wanted = _plan._Wanted(products[1:], w.hidden, steps, batch, word, backward=backward)
+    yield "a launch a step", _plan._stepwise(figures, wanted, False)
     for partition in _plan.partitions_for(figures, products[1:], w.hidden, word, backward):
         if not _plan.max_groups(figures, partition):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._cells import drivers_of
-from .._plan import CHANGED_SINCE, CONFIRMED_BY
+from .._plan import CHANGED_SINCE, CONFIRMED_BY, ESTIMATES
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
@@ -105,6 +105,8 @@ def _confirmed(name: str, kernel: str, which: str) -> str:
     if kernel == "cluster":
         return f"which is of a prototype on an {CONFIRMED_BY}; no device has run this kernel"
     fitted = f"which was fitted to an {CONFIRMED_BY}"
+    if (kernel, which) in ESTIMATES:
+        return f"an estimate: an {CONFIRMED_BY} ran earlier kernels, and no device has run these"
     if (kernel, which) in CHANGED_SINCE:
         return f"{fitted} with earlier kernels; no run on a device has confirmed it for these"
     if CONFIRMED_BY in name:
