@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fake_cupy
 import fake_mpi
 import ostinato as ost
-from conftest import native_for_tests
 from ostinato import nn
 from ostinato.data import PairLoader, RaggedLoader, StreamLoader
 from ostinato.train import Parallel, ParallelError
@@ -448,20 +446,6 @@ def test_what_several_processes_do_not_do() -> None:
         ost.Trainer(net(), ost.losses.MSE(), parallel="mpi")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="comm: expected a communicator of mpi4py or None, got int"):
         Parallel(3)
-
-
-def test_a_model_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    native_for_tests()
-    fake_cupy.stand_in(monkeypatch)
-    x = data()[0]
-
-    def work(parallel: Any) -> Any:
-        model = nn.GRU(2, 4, batch_first=True, rng=0).to("cuda")
-        ost.Trainer(model, ost.losses.MSE(), parallel=parallel).fit((x, x), progress=False)
-
-    for error in fake_mpi.run(2, work):
-        assert isinstance(error, ValueError)
-        assert "parallel: expected a model on the CPU" in str(error)
 
 
 class Broken(ost.losses.MSE):

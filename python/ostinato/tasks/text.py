@@ -383,7 +383,8 @@ def _train(
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train, save the model where there is a folder, and measure it."""
     chars = CharModel.fresh(source.alphabet, options)
-    chars.model.to(options.device)
+    device = options.device if parallel is None else parallel._own(options.device)
+    chars.model.to(device)
     chars.set_precision(options.precision)
     cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)
