@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -355,7 +355,9 @@ class Nccl:
     """NCCL as CuPy gives it, between threads: addresses, numbers of types, groups and a stream."""
 
     NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
-    TYPES = {NCCL_FLOAT32: np.dtype(np.float32), NCCL_FLOAT64: np.dtype(np.float64)}
+    TYPES = MappingProxyType(
+        {NCCL_FLOAT32: np.dtype(np.float32), NCCL_FLOAT64: np.dtype(np.float64)}
+    )
 
     def __init__(self) -> None:
         self.available = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from test_parallel import data, trained
 
 
 @pytest.fixture(autouse=True)
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every thread a GPU of its own."""
     native_for_tests()
     place = lambda: str(threading.get_ident())
     fake_cupy.stand_in(monkeypatch, replace(fake_cupy.DEVICE, place=place))
     monkeypatch.setattr(fake_cupy.cuda, "nccl", fake_cupy.Nccl())
-    yield
 
 
 def net(**options: Any) -> Any:

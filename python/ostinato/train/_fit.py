@@ -265,9 +265,7 @@ class Fit(Resumable):
             self._read()
         return done
 
-    def _of_all(
-        self, own: _Figures, group: list[Batch], checks: list[_deferred.Check]
-    ) -> _Figures:
+    def _of_all(self, own: _Figures, group: list[Batch], checks: list[_deferred.Check]) -> _Figures:
         """Return what all ranks have of an update, whose gradients are added up.
 
         A process that is alone may have figures on a device, which stay there. Several ranks read

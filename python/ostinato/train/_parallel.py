@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _driver
+from .. import _device, _driver
 from .._annotations import readable
 from .._check import Array
 from .._device import Device
@@ -255,7 +255,7 @@ class Parallel:
         if self.size == 1:
             return
         with self._communicating():
-            if self._nccl is not None and not isinstance(values, np.ndarray):
+            if self._nccl is not None and _device.of(values) is self._nccl.device:
                 self._nccl.add(values)
                 return
             cuts = cuts_of(len(values), self.size)
@@ -275,7 +275,7 @@ class Parallel:
         A rank that calls this before an exchange which comes before `_add` can tell the others
         that it has too little memory; within `_add` nobody can be told.
         """
-        if self._nccl is not None and not isinstance(values, np.ndarray):
+        if self._nccl is not None and _device.of(values) is self._nccl.device:
             return self._nccl.room(values)
         cuts = cuts_of(len(values), self.size)
         count = self.size * (cuts[self.rank + 1] - cuts[self.rank])
@@ -295,20 +295,19 @@ class Parallel:
         """Make the ways between the GPUs of all ranks, unless they are there.
 
         Args:
-            device: that of the model; None: the CPU, on all ranks or on none.
+            device: that of the model; None: the CPU, then on all ranks, which has been compared.
 
         Raises:
-            ParallelError: models on the CPU and on a GPU, or two ranks with one GPU.
+            ImportError: CuPy has not found NCCL.
+            ParallelError: two ranks with one GPU.
         """
-        if self.size == 1:
+        if self.size == 1 or device is None:
             return
         known = self._nccl is not None and self._nccl.device is device
-        there = self._exchange("the devices of the models", device is not None, known)
-        if not there[0, 0] or there[:, 1].all():  # the ranks' kinds of devices were compared
+        if self._exchange("the devices of the models", known).all():
             return
         name, place, error = None, "", None
         try:
-            assert device is not None
             nccl, place = nccl_of(device), device.place()
             name = nccl.get_unique_id() if self.rank == 0 else None
         except Exception as e:  # the others wait to be told

@@ -6,6 +6,7 @@ order that depends on how the machines are connected.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,7 +85,7 @@ class Nccl:
             values: contiguous ``[n]`` of float32 or float64 on the device, as long on every rank.
         """
         cuts = cuts_of(len(values), self.size)
-        slices = [values[begin:end] for begin, end in zip(cuts, cuts[1:])]
+        slices = [values[begin:end] for begin, end in itertools.pairwise(cuts)]
         parts = self.room(values)
         others = [k for k in range(self.size) if k != self.rank]
         own = slices[self.rank]
