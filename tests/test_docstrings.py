@@ -32,7 +32,6 @@ MODULES = (
     ".data",
     ".decoding",
     ".interop",
-    ".interop.sklearn",
     ".metrics",
     ".train",
     ".train.metrics",
@@ -60,6 +59,7 @@ MODULES = (
     ".tasks.translate",
     ".tasks.transcribe",
     ".tasks.transfer",
+    *([".interop.sklearn"] if importlib.util.find_spec("sklearn") else []),
     *([".interop.jax"] if importlib.util.find_spec("jax") else []),
     *([".interop.torch"] if importlib.util.find_spec("torch") else []),
     # These two are there without what they need where they were installed by themselves.
