@@ -16,7 +16,6 @@ from .._annotations import readable
 from .._check import Array
 from .._device import Device
 
-
 BLOCK = 1 << 14  # numbers of a slice that are added up at a time
 
 
