@@ -6,7 +6,9 @@ sleeps; *each* of the two trains a model of its own, and nothing is exchanged, w
 machine can do at most; *both* train one model, with twice the batch. Printed are rows a second in
 units of one process: 2 is all that there is to win. Then the sum over the ranks is timed beside
 ``Allreduce`` of the library of MPI, which promises no order, and the exchange of a few numbers that
-every step makes twice. Times are medians over the steps of rank 0.
+every step makes twice. Times are medians over the steps of rank 0. Last comes, on paper, the share
+of 64 machines that would be used if they sent as these two processes do: docs/parallel.md has the
+model. ``--paper FILE`` computes it from figures that were kept.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import shutil
 import statistics
@@ -33,7 +36,8 @@ CASES: dict[str, tuple[str, int, int, int, int]] = {
     "LSTM 1024, 16 rows of 32 steps": ("LSTM", 1024, 16, 32, 8),
 }
 SIZES = (1, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-SYMBOLS = 100
+SYMBOLS, WIDTH = 100, 64  # of the embedding
+MACHINES = 64
 
 
 def timed_steps(case: tuple[str, int, int, int, int], parallel: Any, rows: int) -> float:
@@ -52,8 +56,8 @@ def timed_steps(case: tuple[str, int, int, int, int], parallel: Any, rows: int) 
             self.at.append(time.perf_counter())
 
     layers = [
-        ost.nn.Embedding(SYMBOLS, 64, rng=0),
-        getattr(ost.nn, kind)(64, units, rng=1),
+        ost.nn.Embedding(SYMBOLS, WIDTH, rng=0),
+        getattr(ost.nn, kind)(WIDTH, units, rng=1),
         ost.nn.Linear(units, SYMBOLS, rng=2),
     ]
     ids = np.random.default_rng(0).integers(0, SYMBOLS, rows * window * (steps + 2) + 1)
@@ -135,6 +139,43 @@ def transfers(parallel: Any) -> dict[str, Any]:
     return {"float32": rows, "exchange_us": 1e6 * exchange}
 
 
+def parameters(name: str) -> int:
+    """Return how many parameters the model of a case has."""
+    kind, units, *_ = CASES[name]
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    return SYMBOLS * WIDTH + gates * units * (WIDTH + units + 2) + (units + 1) * SYMBOLS
+
+
+def share(step: float, count: int, latency: float, bandwidth: float) -> float:
+    """Return the share of the machines that is used, on paper.
+
+    Args:
+        step: seconds of a step on one machine.
+        count: parameters, of 4 bytes.
+        latency: seconds of a message.
+        bandwidth: bytes a second that a machine sends and receives.
+    """
+    n = MACHINES
+    sums = 2 * (n - 1) / n * 4 * count / bandwidth + 2 * (n - 1) * latency
+    return step / (step + sums + 2 * math.log2(n) * latency)
+
+
+def paper(found: dict[str, Any]) -> dict[str, float]:
+    """Return the share of 64 machines for each case, with what two processes have measured.
+
+    The sum of one number is two messages to the other process; that of the most numbers gives the
+    bandwidth.
+    """
+    sums = found["transfers"]["float32"]
+    most = max(SIZES)
+    latency = max(sums["1"]["sum_us"] / 2, found["transfers"]["exchange_us"]) * 1e-6
+    bandwidth = 4 * most / (sums[str(most)]["sum_us"] * 1e-6)
+    return {
+        name: share(row["milliseconds_one"] * 1e-3, parameters(name), latency, bandwidth)
+        for name, row in found["scaling"].items()
+    }
+
+
 def child(rounds: int) -> None:
     """Measure, as one of the two processes; rank 0 prints the figures."""
     import ostinato as ost
@@ -162,6 +203,9 @@ def show(found: dict[str, Any]) -> None:
     print("sum of float32 over two ranks, times as long as Allreduce:")
     for size, row in found["transfers"]["float32"].items():
         print(f"  {int(size):12,}  {row['sum_us'] / row['allreduce_us']:.2f}")
+    print(f"share of {MACHINES} machines that send as these processes do, on paper:")
+    for name, used in paper(found).items():
+        print(f"  {name:44}  {used:.0%}")
 
 
 def main() -> None:
@@ -169,7 +213,11 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--out", type=Path, help="default: results/DATE-parallel.json")
+    p.add_argument("--paper", type=Path, help="figures of an earlier run: measure nothing")
     args = p.parse_args()
+    if args.paper is not None:
+        show(json.loads(args.paper.read_text(encoding="utf-8")))
+        return
     if CHILD in os.environ:
         child(args.rounds)
         return

@@ -9,10 +9,12 @@ by ``get``, as CuPy's. `traffic` counts what makes the host wait for a GPU, and 
 from __future__ import annotations
 
 import ctypes
+import queue
 import re
 import sys
+import threading
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -349,8 +351,68 @@ class _Blas:
         self.calls.append({"m": m, "n": n, "k": k, "kind": a_type, "add": other != 0})
 
 
+class Nccl:
+    """NCCL as CuPy gives it, between threads: addresses, numbers of types, groups and a stream."""
+
+    NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
+    TYPES = MappingProxyType(
+        {NCCL_FLOAT32: np.dtype(np.float32), NCCL_FLOAT64: np.dtype(np.float64)}
+    )
+
+    def __init__(self) -> None:
+        self.available = True
+        self.made: list[int] = []  # sizes of communicators
+        self._mail: dict[Any, queue.Queue[Any]] = {}
+        self._lock = threading.Lock()
+        self._group = threading.local()
+
+    def get_unique_id(self) -> bytes:
+        with self._lock:
+            self.made.append(0)
+            return b"%d" % len(self.made)
+
+    def NcclCommunicator(self, size: int, name: bytes, rank: int) -> _Communicator:
+        self.made[int(name) - 1] = size
+        return _Communicator(self, name, rank)
+
+    def groupStart(self) -> None:
+        self._group.waiting = []
+
+    def groupEnd(self) -> None:
+        """Receive what was asked for in the group: what is sent there has left before."""
+        for box, into, kind in self._group.waiting:
+            sent, number = self._box(box).get(timeout=60)
+            assert (number, sent.shape) == (kind, into.shape)
+            into[...] = sent
+        del self._group.waiting
+
+    def _box(self, key: Any) -> queue.Queue[Any]:
+        with self._lock:
+            return self._mail.setdefault(key, queue.Queue())
+
+
+class _Communicator:
+    def __init__(self, nccl: Nccl, name: bytes, rank: int) -> None:
+        self.nccl, self.name, self.rank = nccl, name, rank
+
+    def _array(self, address: int, count: int, kind: int, stream: int) -> Any:
+        assert stream == cuda.get_current_stream().ptr
+        assert count > 0
+        dtype = Nccl.TYPES[kind]
+        return DEVICE.view(address, (count,), (dtype.itemsize,), dtype)._a
+
+    def send(self, address: int, count: int, kind: int, peer: int, stream: int) -> None:
+        own = self._array(address, count, kind, stream).copy()
+        self.nccl._box((self.name, self.rank, peer)).put((own, kind))
+
+    def recv(self, address: int, count: int, kind: int, peer: int, stream: int) -> None:
+        into = self._array(address, count, kind, stream)
+        self.nccl._group.waiting.append(((self.name, peer, self.rank), into, kind))
+
+
 cuda = SimpleNamespace(
     cublas=_Blas(),
+    nccl=Nccl(),
     device=SimpleNamespace(get_cublas_handle=lambda: _Blas.HANDLE),
     get_current_stream=lambda: SimpleNamespace(ptr=11),
 )

@@ -7,12 +7,13 @@ import weakref
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import polars as pl
-import pyarrow as pa
 import pytest
 
 import ostinato as ost
+
+pd = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
+pl = pytest.importorskip("polars", reason="Polars is not installed: pip install 'ostinato[data]'")
+pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
 
 LISTS = [[1.0, 2.0, 3.0], [], [4.0], [5.0, 6.0]]
 

@@ -33,7 +33,6 @@ MODULES = (
     ".data",
     ".decoding",
     ".interop",
-    ".interop.sklearn",
     ".metrics",
     ".train",
     ".train.metrics",
@@ -61,6 +60,7 @@ MODULES = (
     ".tasks.translate",
     ".tasks.transcribe",
     ".tasks.transfer",
+    *([".interop.sklearn"] if importlib.util.find_spec("sklearn") else []),
     *([".interop.jax"] if importlib.util.find_spec("jax") else []),
     *([".interop.torch"] if importlib.util.find_spec("torch") else []),
     # These two are there without what they need where they were installed by themselves.

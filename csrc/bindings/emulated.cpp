@@ -48,7 +48,8 @@ int run_emulated(const std::string& action, int cell, int itemsize, const py::di
 }  // namespace
 }  // namespace ost
 
-PYBIND11_MODULE(_emulated, m) {
+// The tests run it from one thread at a time; with the GIL it would take it back for all of free-threaded Python.
+PYBIND11_MODULE(_emulated, m, pybind11::mod_gil_not_used()) {
   namespace py = pybind11;
   m.doc() = "For the tests: the kernels for NVIDIA GPUs on the CPU, and the plain float64 path. Private to the package.";
   m.def("run", &ost::run_emulated, py::arg("action"), py::arg("cell"), py::arg("itemsize"), py::arg("values"), py::arg("reverse_order"),

@@ -94,7 +94,8 @@ void check_status(int status) {
 
 }  // namespace ost
 
-PYBIND11_MODULE(_core, m) {
+// Free-threaded Python keeps its GIL off: what calls share is atomic or locked, and a second step of a stream is refused.
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
   m.attr("__version__") = OST_VERSION;

@@ -1,5 +1,6 @@
 // A model that runs one step a call, on arrays of its own that the caller fills and reads. A step
 // allocates nothing.
+#include <atomic>
 #include <cstring>
 
 #include "../dispatch.h"
@@ -178,10 +179,9 @@ class Stream : public Shared {
   }
 
   py::array step(const py::object& input, const py::object& slots) {
-    if (busy_) throw std::runtime_error("stream: expected one step at a time, got a second from another thread");
-    busy_ = true;
+    if (busy_.exchange(true)) throw std::runtime_error("stream: expected one step at a time, got a second from another thread");
     struct Leave {
-      bool& busy;
+      std::atomic<bool>& busy;
       ~Leave() { busy = false; }
     } leave{busy_};
     const Index* rows = nullptr;
@@ -264,7 +264,7 @@ class Stream : public Shared {
   std::vector<std::unique_ptr<Stage<T>>> stages_;
   std::vector<Index> slots_, seen_;
   double work_ = 0;
-  bool busy_ = false;
+  std::atomic<bool> busy_{false};
 };
 
 template <class T>

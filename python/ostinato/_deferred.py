@@ -105,11 +105,16 @@ def _expect(value: Any, error: Callable[[], Exception], dtype: Any) -> list[Chec
     return []
 
 
-def raise_first(checks: Sequence[Check]) -> None:
-    """Read the values of checks at once, and raise the error of the first one that fails."""
-    for check, value in zip(checks, numbers([c.value for c in checks])):
+def raise_first(checks: Sequence[Check], *beside: Any) -> list[float]:
+    """Read the values of checks at once, and raise the error of the first one that fails.
+
+    Return what was read at the same time: numbers, and arrays without axes.
+    """
+    found = numbers([*(c.value for c in checks), *beside])
+    for check, value in zip(checks, found):
         if check.failed(value):
             raise check.error()
+    return found[len(checks) :]
 
 
 def number(value: Any) -> Any:

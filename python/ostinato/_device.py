@@ -75,6 +75,8 @@ class Device:
         here: returns a context in which the library's arrays are made on this device.
         wait: waits until all launches have been done.
         side_stream: opens a side stream, see `SerialStreams`.
+        place: returns what tells the device from the others of the machine, also in a process that
+            sees only some of them.
         host_status: a word of the host's memory to which kernels write the status of a launch that
             was given up: ``csrc/cuda/exchange.h``.
     """
@@ -88,6 +90,7 @@ class Device:
     here: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
     side_stream: Callable[[], SerialStreams] = SerialStreams
+    place: Callable[[], str] = lambda: ""
     host_status: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
 
     def check(self) -> None:
@@ -392,6 +395,7 @@ def _cuda_device(index: int) -> Device:
         here,
         lambda: here().synchronize(),
         side_stream,
+        lambda: str(here().pci_bus_id),
         host_status,
     )
     _MADE.append(made)

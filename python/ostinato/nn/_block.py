@@ -241,7 +241,7 @@ def _aligned_copy(a: Array) -> Array:
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     raw = np.zeros(size * dtype.itemsize + ALIGN, np.uint8)
-    start = -raw.ctypes.data % ALIGN
+    start = -raw.__array_interface__["data"][0] % ALIGN  # `ctypes` is not safe in threads
     aligned: Array = raw[start : start + size * dtype.itemsize].view(dtype)
     return aligned
 

@@ -762,10 +762,11 @@ class Pullback:
     """
 
     _started = False  # whether gradients may have been added: a model's layers run one by one
+    _backward: Callable[..., Any] | None = None  # of one that has been used
 
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
-        self._backward: Callable[..., Any] | None = backward
+        self._backward = backward
         self._block, self._version = layer._block, layer.version
 
     def __call__(
@@ -796,13 +797,14 @@ class Pullback:
             ValueError: an argument has the wrong shape; the pullback can be called again.
         """
         layer = self._layer
-        backward = self._require_ready()
+        self._require_ready()
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
         if not layer.stateful and dstate is not None:
             raise TypeError(f"dstate: expected None, since {type(layer).__name__} has no state")
         target = layer._gradient_target(grads)
-        self._backward = None
+        # Taken at once: of two threads that call it one finds nothing.
+        backward = self.__dict__.pop("_backward", None) or self._require_ready()
         try:
             return (
                 backward(target, dy, dstate, need_dx, **more)

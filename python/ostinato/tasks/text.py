@@ -18,6 +18,7 @@ from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Parallel, Row, Trainer
+from ..train._parallel import ALONE
 from ._visible import visible
 from .corpora import Encoded, encode, known_words
 from .models import (
@@ -383,7 +384,7 @@ def _train(
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train, save the model where there is a folder, and measure it."""
     chars = CharModel.fresh(source.alphabet, options)
-    chars.model.to(options.device)
+    chars.model.to((parallel or ALONE)._own(options.device))
     chars.set_precision(options.precision)
     cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)

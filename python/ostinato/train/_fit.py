@@ -244,7 +244,7 @@ class Fit(Resumable):
         summed = len(group) > 1 or self.ranks.size > 1
         self.trainer.model._clear_grads()
         with _deferred.gathered() as checks:
-            figures = self._of_all(self._gradients(group, summed), group)
+            figures = self._of_all(self._gradients(group, summed), group, checks)
             if figures.counts:
                 self._whole = False
                 value = _deferred.quotient(figures.total, figures.weight)
@@ -265,14 +265,19 @@ class Fit(Resumable):
             self._read()
         return done
 
-    def _of_all(self, own: _Figures, group: list[Batch]) -> _Figures:
+    def _of_all(self, own: _Figures, group: list[Batch], checks: list[_deferred.Check]) -> _Figures:
         """Return what all ranks have of an update, whose gradients are added up.
 
-        A process that is alone may have figures on a device, which stay there. Those of several
-        ranks are floats: `Trainer._check_parallel` refuses a model that is not on the CPU.
+        A process that is alone may have figures on a device, which stay there. Several ranks read
+        theirs, and their checks, once an update: one that has failed is told to the others before
+        its gradients are added to theirs.
         """
         if self.ranks.size == 1:
             return own
+        own.total, own.weight = _deferred.raise_first(checks, own.total, own.weight)
+        checks.clear()
+        own.counts = own.counts and own.weight != 0
+        own.window = own.window if own.counts else None
         rows = sum(batch.whole for batch in group)
         gradients = self.trainer.model._writable_grads().flat
         self.ranks._room(gradients)
@@ -432,7 +437,7 @@ class Fit(Resumable):
         ranks, seconds = self.ranks, time.monotonic() - self._started
         if ranks.size == 1:
             return seconds
-        found = zlib.crc32(self.trainer.model.flat.tobytes())
+        found = zlib.crc32(_device.host(self.trainer.model.flat).tobytes())
         table = ranks._exchange("a row", seconds, found)
         other = int((table[:, 1] != table[0, 1]).argmax())
         if other:

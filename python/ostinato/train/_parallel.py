@@ -1,7 +1,8 @@
 """Train one model by several processes, each of which takes part of every batch.
 
 What is sent goes through a communicator of mpi4py, or an object with the same methods; MPI is
-imported only where `Parallel` is given none.
+imported only where `Parallel` is given none. Gradients on GPUs go through NCCL, whose communicator
+is made over MPI.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import _device, _driver
 from .._annotations import readable
 from .._check import Array
+from .._device import Device
 from .._runtime import get_num_threads, set_num_threads
+from ._sums import Nccl, cuts_of, nccl_of, summed
 from ._types import Diverged
 
 _threads_are_shared = False
@@ -58,6 +62,8 @@ class Parallel:
     Attributes:
         rank: the number of this process, from 0 on. Rank 0 writes files and shows progress.
         size: how many processes there are.
+        local_rank: the number of this process among those of its machine, from 0 on: on a machine
+            with several GPUs, ``model.to(f"cuda:{parallel.local_rank}")`` gives each its own.
     """
 
     def __init__(self, comm: Any = None) -> None:
@@ -70,8 +76,10 @@ class Parallel:
         self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
         self._failures: list[str | None] = [None] * self.size  # what each rank said last
         self._received: Array = np.zeros(0)
-        if world and self.size > 1:
-            self._share_threads()
+        self._nccl: Nccl | None = None
+        self.local_rank = 0
+        if self.size > 1:
+            self._look_around(world)
 
     def __enter__(self) -> Parallel:
         return self
@@ -94,14 +102,23 @@ class Parallel:
     def __repr__(self) -> str:
         return f"Parallel(rank {self.rank} of {self.size})"
 
-    def _share_threads(self) -> None:
-        """Leave each rank its share of the cores that several of them may use, once a process."""
-        global _threads_are_shared
-        done, _threads_are_shared = _threads_are_shared, True
+    def _look_around(self, world: bool) -> None:
+        """Find the ranks on the same machine.
+
+        Leave each of all processes its share of the cores that several of them may use, once.
+        """
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         own = (socket.gethostname(), cores)
         with self._communicating():
-            beside = self._comm.allgather(own).count(own)
+            all_of_them = self._comm.allgather(own)
+        self.local_rank = [host for host, _ in all_of_them[: self.rank]].count(own[0])
+        if world:
+            self._share_threads(all_of_them.count(own))
+
+    @staticmethod
+    def _share_threads(beside: int) -> None:
+        global _threads_are_shared
+        done, _threads_are_shared = _threads_are_shared, True
         if beside > 1 and not done and "OSTINATO_NUM_THREADS" not in os.environ:
             set_num_threads(max(1, get_num_threads() // beside))
 
@@ -238,21 +255,18 @@ class Parallel:
         if self.size == 1:
             return
         with self._communicating():
-            cuts = [len(values) * k // self.size for k in range(self.size + 1)]
+            if self._nccl is not None and _device.of(values) is self._nccl.device:
+                self._nccl.add(values)
+                return
+            cuts = cuts_of(len(values), self.size)
             counts = np.diff(cuts).tolist()
             own = counts[self.rank]
             received = self._room(values)
-            parts = received.reshape(self.size, own)
             places = [own * k for k in range(self.size)]
             self._comm.Alltoallv(
                 [values, (counts, cuts[:-1])], [received, ([own] * self.size, places)]
             )
-            total = parts[0].astype(np.float64)
-            for part in parts[1:]:
-                total += part
-            # What overflows is infinite, and found with the norm.
-            with np.errstate(over="ignore"):
-                rounded = total.astype(values.dtype)
+            rounded = summed(received.reshape(self.size, own))
             self._comm.Allgatherv(rounded, [values, (counts, cuts[:-1])])
 
     def _room(self, values: Array) -> Array:
@@ -261,11 +275,64 @@ class Parallel:
         A rank that calls this before an exchange which comes before `_add` can tell the others
         that it has too little memory; within `_add` nobody can be told.
         """
-        size, rank = self.size, self.rank
-        count = size * (len(values) * (rank + 1) // size - len(values) * rank // size)
+        if self._nccl is not None and _device.of(values) is self._nccl.device:
+            return self._nccl.room(values)
+        cuts = cuts_of(len(values), self.size)
+        count = self.size * (cuts[self.rank + 1] - cuts[self.rank])
         if self._received.shape != (count,) or self._received.dtype != values.dtype:
             self._received = np.empty(count, values.dtype)
         return self._received
+
+    def _own(self, device: str) -> str:
+        """Return the name of the GPU of this rank where "cuda" is asked for, and others as given.
+
+        A launcher may let each process see a GPU of its own alone.
+        """
+        count = len(_driver.devices()) if device == "cuda" and self.size > 1 else 0
+        return f"{device}:{self.local_rank % count}" if count else device
+
+    def _connect(self, device: Device | None) -> None:
+        """Make the ways between the GPUs of all ranks, unless they are there.
+
+        Args:
+            device: that of the model; None: the CPU, then on all ranks, which has been compared.
+
+        Raises:
+            ImportError: CuPy has not found NCCL.
+            ParallelError: two ranks with one GPU.
+        """
+        if self.size == 1 or device is None:
+            return
+        known = self._nccl is not None and self._nccl.device is device
+        if self._exchange("the devices of the models", known).all():
+            return
+        name, place, error = None, "", None
+        try:
+            nccl, place = nccl_of(device), device.place()
+            name = nccl.get_unique_id() if self.rank == 0 else None
+        except Exception as e:  # the others wait to be told
+            error = e
+        self._settle("the name of NCCL's communicator", error)
+        self._refuse_shared((socket.gethostname(), place))
+        name = self._share(name)
+        try:
+            self._nccl = Nccl(device, name, self.rank, self.size)
+        except Exception as e:
+            error = e
+        self._settle("NCCL's communicator", error)
+
+    def _refuse_shared(self, place: tuple[str, str]) -> None:
+        """Raise on all ranks if two of them have one GPU, which NCCL does not take."""
+        places = self._collect_all(place)
+        for rank, own in enumerate(places):
+            first = places.index(own)
+            if first < rank:
+                raise self._known(
+                    ParallelError(
+                        f"rank {rank} has the GPU of rank {first}, {own[1]} of {own[0]}: expected "
+                        'one for each; use model.to(f"cuda:{parallel.local_rank}")'
+                    )
+                )
 
     def _share(self, thing: Any) -> Any:
         """Return the object of rank 0, which it can pickle."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from .._check import Array
 from ..nn._description import functions_of
 from . import _checkpoint
@@ -116,7 +116,7 @@ class Resumable:
         state, walk = self.state, self.walk.known if self.at.window else {}
         if self.ranks.size > 1 and (self.source.carries_state or self.at.window):
             self.ranks._exchange("the states of a checkpoint")
-            parts = self.ranks._collect((state, walk))
+            parts = self.ranks._collect(_on_host((state, walk)))
         else:
             parts = [(state, walk)]
         error: BaseException | None = None
@@ -189,11 +189,12 @@ class Resumable:
         self._kept, resume = ranks._share((self._kept, resume))
         if resume:
             self.resume()
-        state = (np.array(t.model.flat), t.optimizer.state_dict(), t._epochs)
+        ranks._connect(_device.of(t.model.flat))
+        state = (np.array(_device.host(t.model.flat)), t.optimizer.state_dict(), t._epochs)
         ranks._exchange("the parameters at the start")
         flat, optimizer, t._epochs = ranks._share(state)
         with t.model.write() as p:
-            p.flat[...] = flat
+            p.flat[...] = _device.like(flat, p.flat)
         t.optimizer.load_state_dict(optimizer)
 
     def _given(self) -> dict[str, Any]:
@@ -204,6 +205,7 @@ class Resumable:
         return {
             **{n: v for n, v in vars(s).items() if n not in apart},
             "the kernels (OSTINATO_KERNELS chooses them)": _core.kernels(),
+            "the device of the model": _device.name_of(t.model.flat).partition(":")[0],
             "the parameters of the model": model,
             "loss and optimizer": names_of(t),
             "clip_norm and clip_value": (t.clip_norm, t.clip_value),
@@ -270,6 +272,15 @@ class Resumable:
         if isinstance(state, dict):
             return {k: self._placed(v) for k, v in state.items()}
         return None if state is None else self.trainer._placed(state)
+
+
+def _on_host(state: Any) -> Any:
+    """Return a state of nested tuples and dicts with arrays of NumPy, which can be sent."""
+    if isinstance(state, tuple):
+        return tuple(_on_host(s) for s in state)
+    if isinstance(state, dict):
+        return {k: _on_host(v) for k, v in state.items()}
+    return _device.host(state)
 
 
 def _check_equal(given: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import _check, _device
+from .. import _check
 from ._inputs import Source
 from ._log import Log
 
@@ -110,13 +110,6 @@ def _check_parallel(trainer: Trainer) -> None:
         raise ValueError(
             f"{name}: expected None with several processes, since it bounds the gradient of "
             f"the whole batch, got {trainer._options[name]}"
-        )
-    device = _device.name_of(trainer.model.flat)
-    if device != "cpu":
-        raise ValueError(
-            "parallel: expected a model on the CPU, since gradients are exchanged in its "
-            f"memory, got one on {device}; use model.to('cpu'), or one "
-            "process"
         )
 
 
