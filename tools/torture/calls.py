@@ -163,7 +163,10 @@ def try_call(seed: int, index: int, compare: bool | None = None) -> tuple[str, s
             return "different", told("other bits for copies of the arguments")
     ask = compare if compare is not None else index % 50 == 0
     # Options that were spoiled and accepted, such as 1 for True, are not those of the reference.
-    usual = all(valid[n] is a or isinstance(a, np.ndarray) for n, a in arguments.items())
+    arrays = {n for n, a in valid.items() if isinstance(a, np.ndarray)}
+    usual = all(
+        valid[n] is a or (n in arrays and isinstance(a, np.ndarray)) for n, a in arguments.items()
+    )
     if reference is not None and ask and usual and all(map(tame, before.values())):
         want = flattened(reference(**{n: bare(a) for n, a in before.items()}))
         if wrong := close(got, want, before):
