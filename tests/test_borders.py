@@ -641,7 +641,7 @@ def test_the_native_classes_check_their_sizes() -> None:
 
     w = [weights()]
     for sizes in ((-1, 4, 1), (3, 0, 1), (3, 4, 0)):
-        with pytest.raises(ValueError, match="expected at least 1"):
+        with pytest.raises(ValueError, match="expected a size from 1"):
             _core.PackedFloat32("lstm", *sizes, False, [[*w[0], None]], False)
     with pytest.raises(ValueError, match="weight: expected shape"):
         _core.PackedLinearFloat32(np.zeros((2, 0), F), None, False)
