@@ -356,7 +356,7 @@ def test_what_has_changed_since_is_no_slower(row: dict[str, Any]) -> None:
         kind = (p.kernel, which)
         assert kind in _plan.CHANGED_SINCE
         if kind in _plan.ESTIMATES:
-            assert said < row[name]
+            assert row[name] / 6 < said < row[name]
 
 
 def test_rates_of_products_are_those_of_the_table() -> None:

@@ -192,6 +192,20 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
         _core.xla_sizes(4, "lstm", 3, -(2**63), 1, "exact")
     with pytest.raises(ValueError, match="steps: expected a size from 0"):
         _core.gradient_parts(2**63 - 1, 2)
+    numbers: list[tuple[Any, tuple[Any, ...]]] = [
+        (_core.step_slices, (4, 2**40, 2**38, 2**40)),
+        (_core.stream_bytes, (1, 2**31)),
+        (_core.persistent_kernels, ([4], 2**40, 2, True, False)),
+        (_core.exchange_bytes, (1, 1, 2**31, 2**31)),
+    ]
+    for function, given in numbers:
+        with pytest.raises(ValueError, match="of at most 2"):
+            function(*given)
+    wide = {**plan, "input": 2**24, "hidden": 1}  # W has few rows
+    assert _core.plan(itemsize=4, layers=1, steps=3, **wide, **flags)
+    many = {**plan, "hidden": 2**20, "batch": 2**38}
+    with pytest.raises(ValueError, match="steps: expected at most 2"):
+        _core.plan(itemsize=4, layers=1, steps=0, **many, **flags)
 
 
 def test_flat_rows_are_of_one_sequence_or_none() -> None:
@@ -202,8 +216,8 @@ def test_flat_rows_are_of_one_sequence_or_none() -> None:
         with pytest.raises(ValueError, match="starts: expected sequences of different rows"):
             made.forward(x, None, None, np.array(lengths), starts=np.array(starts), span=4)
     lengths, starts = [2, 0, 3], [4, 2, 0]
-    for _ in range(3):  # memory that has been used, and not by zeros
-        _core.kept_array(np.dtype(F), (6, 3))[...] = 7
+    for _ in range(3):
+        np.full((6, 3), 7, F)  # whose memory the next array of this size gets
         given = np.array(lengths), np.array(starts)
         y, *_, tape = made.forward(x, None, None, given[0], starts=given[1], span=4, train=True)
         dx = tape.backward(np.ones_like(y), None, None, [grads], True)[0]

@@ -64,6 +64,11 @@ Index check_size(Index n, const char* name, Index least) {
   return n;
 }
 
+void check_product(Index a, const char* name_a, Index b, const char* name_b) {
+  if (double(check_size(a, name_a)) * check_size(b, name_b) > kMostElements)
+    fail(name_a, std::string("a product with ") + name_b + " of at most 2^46", std::to_string(a) + " and " + std::to_string(b));
+}
+
 std::vector<double> numbers_of(const py::sequence& given, const char* name) {
   std::vector<double> out;
   check_sequence(given, name);

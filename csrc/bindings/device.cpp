@@ -23,15 +23,14 @@ void bind_device(py::module_& m) {
   m.def(
       "step_slices",
       [](int word, Index batch, Index depth, Index width) {
-        check_size(batch, "batch"), check_size(depth, "depth"), check_size(width, "width");
+        check_product(batch, "batch", depth, "depth"), check_size(width, "width");
         return emulated::slices_of(word, batch, depth, width);
       },
       py::arg("word"), py::arg("batch"), py::arg("depth"), py::arg("width"));
   m.def(
       "gradient_parts",
       [](Index steps, Index batch) {
-        if (double(check_size(steps, "steps")) * check_size(batch, "batch") > kMostElements)
-          fail("steps", "at most 2^46 of all sequences", std::to_string(steps));
+        check_product(steps, "steps", batch, "batch");
         return emulated::gradient_parts(steps, batch);
       },
       py::arg("steps"), py::arg("batch"));
@@ -39,7 +38,7 @@ void bind_device(py::module_& m) {
   m.def(
       "persistent_kernels",
       [](const py::sequence& columns, Index hidden, int word, bool backward, bool upstream) {
-        check_sequence(columns, "columns"), check_size(hidden, "hidden");
+        check_sequence(columns, "columns"), check_product(hidden, "hidden", hidden, "hidden");
         std::vector<int> own;
         for (const py::handle n : columns) own.push_back(n.cast<int>());
         return emulated::persistent_kernels(own, hidden, word, backward, upstream, emulated::DeviceCells());
@@ -52,15 +51,19 @@ void bind_device(py::module_& m) {
   m.def("status_bytes", &emulated::status_bytes);
   m.def(
       "exchange_bytes",
-      [](Index step_bytes, Index span, int groups, int co_launched) {
-        const double steps = double(check_size(groups, "groups")) * check_size(co_launched, "co_launched") * check_size(span, "span");
-        if (steps * check_size(step_bytes, "step_bytes") > kMostElements) fail("span", "at most 2^46 bytes", std::to_string(span));
+      [](Index step_bytes, Index span, Index groups, Index co_launched) {
+        check_product(groups, "groups", co_launched, "co_launched");
+        check_product(groups * co_launched, "groups", check_size(span, "span") + 2, "span");
+        check_product(groups * (span + 2) * co_launched, "span", step_bytes, "step_bytes");
         return emulated::exchange_bytes(step_bytes, span, groups, co_launched);
       },
       py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));
   m.def(
       "stream_bytes",
-      [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), check_size(hidden, "hidden"), emulated::DeviceCells()); },
+      [](int cell, Index hidden) {
+        check_product(hidden, "hidden", hidden, "hidden");
+        return emulated::stream_bytes(CellId(cell), hidden, emulated::DeviceCells());
+      },
       py::arg("cell"), py::arg("hidden"));
   // The fields of the structs that kernels are given, by the name of the struct in Python.
   m.def("device_fields", [] {

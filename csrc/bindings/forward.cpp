@@ -8,7 +8,8 @@
 namespace ost {
 namespace {
 
-// Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on. Two threads would write a row of two.
+// Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on. Two threads would write a row of two
+// that lies in `out` or dx.
 void place_rows(const Index* starts, const Index* lengths, Index batch, Index rows, std::vector<Index>* begins, std::vector<Index>* ends) {
   for (Index b = 0; b < batch; ++b) {
     if (starts[b] < 0 || lengths[b] > rows - starts[b])
@@ -26,6 +27,15 @@ void place_rows(const Index* starts, const Index* lengths, Index batch, Index ro
     if (starts[b] < end) fail("starts", "sequences of different rows", "row " + std::to_string(starts[b]) + " in two");
     end = starts[b] + lengths[b];
   }
+}
+
+// The numbers of a view in memory of their own: they are read again after they were checked, when another thread may have changed
+// the caller's.
+View<Index> own_copy(View<Index> v, std::vector<Index>* to) {
+  if (!v.data) return v;
+  to->assign(v.data, v.data + v.shape[0]);
+  v.data = to->data();
+  return v;
 }
 
 template <class T>
@@ -85,7 +95,7 @@ class ForwardPass {
     }
     const std::vector<Index>& shape = lookup_ ? ids_.shape : xv_.shape;
     rows_ = shape[0];
-    starts_ = optional_view<Index>(a_.starts, "starts", {{"B", -1}}, Strides::kContiguous);
+    starts_ = own_copy(optional_view<Index>(a_.starts, "starts", {{"B", -1}}, Strides::kContiguous), &own_starts_);
     call_.steps = ragged_ ? a_.span : shape[0], call_.batch = ragged_ ? starts_.shape[0] : shape[1];
     if (call_.steps < 0) fail("span", "at least 0", std::to_string(call_.steps));
     // Products with widths stay within 64 bits, and sums of steps where no row has any.
@@ -109,7 +119,7 @@ class ForwardPass {
     if (ragged_ && a_.lengths.is_none()) fail("lengths", "one for each sequence", "None");
     const bool here = on_cpu_ || py::isinstance<py::array>(a_.lengths);  // a device's are not read: that would wait for it
     if (ragged_ && !here) fail("lengths", "a NumPy array beside flat rows", "an array of a device");
-    if (here) lengths_ = optional_view<Index>(a_.lengths, "lengths", {{"B", call_.batch}});
+    if (here) lengths_ = own_copy(optional_view<Index>(a_.lengths, "lengths", {{"B", call_.batch}}), &own_lengths_);
     for (Index b = 0; lengths_.data && b < call_.batch; ++b) {
       const Index n = lengths_.data[b];
       if (n < 0 || n > call_.steps)
@@ -131,14 +141,15 @@ class ForwardPass {
 
   void read_order() {
     const Index batch = call_.batch;
-    const auto v = view<Index>(a_.order, "order", {{"B", batch}}, Strides::kContiguous);
+    std::vector<Index> own;
+    const View<Index> v = own_copy(view<Index>(a_.order, "order", {{"B", batch}}, Strides::kContiguous), &own);
     std::vector<bool> seen(std::size_t(batch), false);
     for (Index i = 0; i < batch; ++i) {
       if (v.data[i] < 0 || v.data[i] >= batch || seen[v.data[i]])
         fail("order", "each number below B = " + std::to_string(batch) + " once", std::to_string(v.data[i]) + " at " + std::to_string(i));
       seen[v.data[i]] = true;
     }
-    call_.order.assign(v.data, v.data + batch);
+    call_.order = std::move(own);
   }
 
   // Flat outputs lie as x does; where they are made here, one after the other.
@@ -234,6 +245,7 @@ class ForwardPass {
   StackCall<T> call_;
   View<T> xv_, table_, yv_, h0_, c0_, restart_h_, restart_c_;
   View<Index> ids_, starts_, lengths_;
+  std::vector<Index> own_starts_, own_lengths_;
   Index rows_ = 0;  // of x along its first axis: N of a ragged one
   py::object y_;
 };

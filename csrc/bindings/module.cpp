@@ -95,6 +95,7 @@ void check_status(int status) {
 }  // namespace ost
 
 // Free-threaded Python keeps its GIL off: what calls share is atomic or locked, and a second step of a stream is refused.
+// Arrays that are written while a call reads them, and `stream.x` within a step, are left to the caller (docs/kernels.md).
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";

@@ -70,8 +70,9 @@ StackShape shape_of(const std::string& cell, Index input, Index hidden, Index la
   check_size(input, "input_size", 1), check_size(hidden, "hidden_size", 1), check_size(layers, "num_layers", 1);
   if (layers > 1000000) fail("num_layers", "at most 1000000", std::to_string(layers));
   if (projected) check_size(projection, "proj_size", 1);
-  const double width = double(std::max({input, hidden, projection}));
-  if (double(layers) * width * width > kMostElements) fail("hidden_size", "at most 2^46 weights in all layers", std::to_string(hidden));
+  const double width = double(std::max(hidden, projection));
+  if (width * input + 2 * double(layers) * width * width > kMostElements)
+    fail("hidden_size", "at most 2^46 weights in all layers", std::to_string(hidden));
   return {id, input, hidden, projected ? projection : hidden, layers, bidirectional ? 2 : 1, reverse, numbered};
 }
 

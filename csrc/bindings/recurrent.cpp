@@ -14,7 +14,7 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   // Counted in doubles, as in shape_of: what is kept of a step is at most 16 values for each of a row's units.
   const double width = double(std::max({input, hidden, projection})),
-               rows = double(check_size(steps, "steps")) * check_size(batch, "batch");
+               rows = double(std::max(check_size(steps, "steps"), Index(1))) * check_size(batch, "batch");
   if (double(layers) * rows * width > kMostElements) fail("steps", "at most 2^46 values of all steps", std::to_string(steps));
   const Precision precision = precision_named<T>(precision_name, train);
   const CellTraits& traits = kernels()->traits[int(s.cell)];

@@ -10,7 +10,7 @@ namespace ost::OST_SET {
 constexpr std::uint32_t kUnset = 0xffffffff;  // a pair of 2-byte NaN that is never written
 constexpr int kHeaderWords = 4;               // the status, and three zeros that align the first slot
 
-constexpr int kSpinLimit = 1 << 22;  // polls of a word before the launch is given up: some seconds
+constexpr int kSpinLimit = 1 << 22;  // polls of a word before the launch is given up: seconds; in shared memory, less
 
 enum LaunchStatus : std::uint32_t { kOk, kTimeout, kOutOfRange };  // the end of a launch
 

@@ -45,7 +45,7 @@ py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
 }
 
 // Bytes of the exchange buffer of a launch: a header, and for each step what all groups and problems send; backward two slots more.
-inline Index exchange_bytes(const Index step_bytes, const Index span, int groups, int co_launched) {
+inline Index exchange_bytes(const Index step_bytes, const Index span, const Index groups, const Index co_launched) {
   return Index(sizeof(std::uint32_t)) * kHeaderWords + co_launched * groups * (span + 2) * step_bytes;
 }
 

@@ -141,7 +141,7 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return float32 or float64, in the byte order of the machine."""
     try:
         d: np.dtype[Any] = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # of text that is no name, or no text
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
     if d not in (np.float32, np.float64):
         raise TypeError(f"dtype: expected float32 or float64, got {d}")

@@ -14,6 +14,7 @@ import faulthandler
 import hashlib
 import importlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -298,7 +299,10 @@ def _first(make: Callable[[], Case]) -> str:
 
 def sweep(shim: Shim, make: Callable[[], Case], onwards: bool) -> Iterator[tuple[int, str]]:
     """Yield the number of the allocation and what was wrong, for each until there are no more."""
-    want, *modules = _in_child(lambda: _first(make)).split()
+    answer = _in_child(lambda: _first(make))
+    want, *modules = answer.split()
+    if not re.fullmatch("[0-9a-f]{64}", want):
+        raise SystemExit(f"the pass fails by itself: {answer}")
     for name in modules:
         importlib.import_module(name)
     k = 1
