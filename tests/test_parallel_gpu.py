@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -165,9 +167,10 @@ def test_a_communicator_that_one_rank_cannot_make(monkeypatch: pytest.MonkeyPatc
         return make(size, name, rank)
 
     monkeypatch.setattr(nccl, "NcclCommunicator", broken)
+    monkeypatch.setattr(sys, "__stderr__", said := io.StringIO())
     found = fake_mpi.run(2, fit)
-    assert isinstance(found[1], RuntimeError)
-    assert "rank 1 of 2 has failed: RuntimeError: NCCL_ERROR" in str(found[0])
+    assert isinstance(found[1], fake_mpi.Aborted)
+    assert "ends all ranks: RuntimeError: NCCL_ERROR" in said.getvalue()
 
 
 def test_one_rank_on_the_cpu() -> None:

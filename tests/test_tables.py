@@ -626,3 +626,11 @@ def test_lines_of_a_large_file(kind: str, tmp_path: Any) -> None:
     rows[40_000] += ",7"
     with pytest.raises(ValueError, match="got 3 in line 40002"):
         read(tmp_path, "t,v\n" + "\n".join(rows) + "\n")
+
+
+def test_line_breaks_in_cells_do_not_depend_on_spaces_elsewhere(tmp_path: Any) -> None:
+    content = 't,"v\n"\n2020-01-01,"1\n"\n2020-01-02,2\n2020-01-03,3\n'
+    for text in (content, content.replace("\n", "\r\n"), content + " "):
+        table = read(tmp_path, text, time="t")
+        assert [s.values.tolist() for s in table.series] == [[1, 2, 3]]
+        assert table.facts["options"]["column"] == ("v",)

@@ -461,7 +461,7 @@ def test_the_plural_rule_of_a_catalogue_is_not_run_and_no_message_is_changed(
         assert pairs == {source: [target] for source, target in messages.items()}
 
 
-@pytest.mark.parametrize("charset", ["us-ascii", "ISO-8859-1", "koi8-r", "windows-1251", "UTF-8"])
+@pytest.mark.parametrize("charset", ["us-ascii", "ISO-8859-1", "KOI8-U", "windows-1251", "UTF-8"])
 def test_charsets_of_catalogues(charset: str, tmp_path: Path) -> None:
     words = catalogue({"": HEADER.replace("UTF-8", charset), "Open": "Ouvrir"})
     (tmp_path / "a.mo").write_bytes(words)

@@ -242,11 +242,12 @@ def test_what_several_threads_note_is_kept() -> None:
     assert (len(a), len(b)) == (4, 0)
     assert (first["weight_hh_l0"] == 5).all()
     assert not block.unwritten
-    assert not block._writers
+    assert not block.writers
 
 
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool) -> None:
+def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool, written: bool) -> None:
     """The second is refused, the first goes on; gradients of its own are another matter."""
     model = Shared()
     first = model.first
@@ -272,7 +273,12 @@ def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool) -> None:
         (_, _), pullback = second.vjp(x)
         pullback(dy, grads=second.new_grads())
 
-    unwritten(model)
+    if written:
+        model.zero_grad()
+        assert model.flat_grads.shape
+        assert not model._block.unwritten
+    else:
+        unwritten(model)
     first.vjp(x, memory_limit=2)[1](within)
     assert refused
     assert all("expected one pullback at a time to add to the gradients of" in r for r in refused)
@@ -283,7 +289,7 @@ def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool) -> None:
 
 def test_a_child_process_is_not_kept_from_gradients_of_its_parent() -> None:
     layer = nn.GRU(3, 4, rng=0)
-    layer._block._writers.update({key: [object()] for key in ("", *layer._block.entries)})
+    layer._block.writers.update({key: [object()] for key in ("", *layer._block.entries)})
     layer.vjp(np.ones((2, 1, 3), np.float32))[1](np.ones((2, 1, 4), np.float32))
     assert layer.flat_grads.any()
 

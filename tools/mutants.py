@@ -166,7 +166,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "label smoothing": ("csrc/cpu/train.h", "d[target[i]] -= T((1 - smoothing) * weight);", "d[target[i]] -= T(weight);"),
     "Adam without correction": ("csrc/core/update.h", "s.rate / s.correction1", "s.rate"),
     "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version,", "key, cache = (0,"),
-    "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "self.__dict__.pop(\"_backward\", None) or", "self.__dict__.get(\"_backward\") or"),
+    "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward = self._unused.pop()", "backward = self._unused[-1]"),
     "a chain that forks": ("python/ostinato/nn/_tracing.py", 'if given.pop("x", None) is not self.now:', 'if given.pop("x", None) is None:'),
     "a layer lost from a list": ("python/ostinato/nn/_model.py", "            holder[key] = part\n", ""),
     "the forget bias beside its gate": ("python/ostinato/_cells.py", 'keep="f"', 'keep="i"'),

@@ -64,7 +64,7 @@ class Block:
     ) -> None:
         self.entries: dict[str, Entry] = {}
         self.unwritten = set()
-        self._writers: dict[str, list[object]] = {}  # what pullbacks at work write to
+        self.writers: dict[str, list[object]] = {}  # what pullbacks at work write to
         self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
         for name, a in arrays.items():
@@ -133,7 +133,7 @@ class Block:
         Raises:
             RuntimeError: another thread is at work there.
         """
-        writers, me = self._writers, [_process]
+        writers, me = self.writers, [_process]
         for k, key in enumerate(keys):
             owner = writers.setdefault(key, me)
             if owner is me:
@@ -151,7 +151,7 @@ class Block:
     def release(self, keys: Sequence[str]) -> None:
         """Let others write again."""
         for key in keys:
-            self._writers.pop(key, None)
+            self.writers.pop(key, None)
 
     def entry(self, name: str) -> Entry:
         """Return the entry of a parameter, also by a further name."""
@@ -204,11 +204,11 @@ class Block:
         return names
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_writers": {}}
+        return {**self.__dict__, "writers": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.unwritten, self._writers = set(state.get("unwritten", ())), {}
+        self.unwritten, self.writers = set(state.get("unwritten", ())), {}
         for name in ("values", "grads"):  # a copy or an unpickled array lies anywhere
             if isinstance(state.get(name), np.ndarray):
                 setattr(self, name, _aligned_copy(state[name]))
@@ -313,20 +313,25 @@ class Views(Mapping[str, Array]):
             nothing where they add.
         """
         block = self._block
-        if not block.holds_grads(self._buffer):
+        if self._buffer is not block.__dict__.get("grads"):
             return (), {}
-        # With nothing unwritten and nobody at work the layer alone is claimed: its names would take
-        # a while.
-        if not block.unwritten and not block._writers:
+        # With nothing unwritten the layer alone is claimed, unless others may share its parameters:
+        # its names would take a while. So would calls here: this is a tenth of a small step.
+        if not (block.unwritten or block.aliases):
             keys: Sequence[str] = (self._prefix,)
-            block.claim(keys)
+            if block.writers.setdefault(self._prefix, me := [_process]) is not me:
+                block.claim(keys)
             return keys, {}
         own = names(apart)
         full = self._full(own)
         keys = (self._prefix, *full)
         block.claim(keys)
         if not overwrite or not full <= block.unwritten:
-            block.write_zeros(full)
+            try:
+                block.write_zeros(full)
+            except BaseException:  # nobody would call `_end`
+                block.release(keys)
+                raise
             return keys, {}
         block.unwritten.difference_update(full)  # whoever reads others must not write zeros here
         return keys, {n: block.view(self._buffer, self._prefix + n) for n in own}
@@ -335,7 +340,8 @@ class Views(Mapping[str, Array]):
         """Let others write; what was to be overwritten, and was not, is unwritten again."""
         if failed:
             self._block.unwritten.update(keys[1:])
-        self._block.release(keys)
+        for key in keys:
+            self._block.writers.pop(key, None)
 
     def _full(self, names: list[str]) -> frozenset[str]:
         full = (self._prefix + n for n in names)

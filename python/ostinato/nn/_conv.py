@@ -364,8 +364,7 @@ class Conv1d(Layer):
             laid = out.padded(rows)
             laid = laid.swapaxes(0, 1) if self.batch_first else laid
             d[: laid.shape[0], : laid.shape[1]] = laid
-            backward_of = pullback._backward
-            assert backward_of is not None
+            (backward_of,) = pullback._unused
             dx = backward_of(grads, d, need_dx)
             return None if dx is None else as_given(flat(dx, x), x, listed)
 

@@ -378,7 +378,9 @@ class Layer:
     def _cast(self, name: str, a: Array) -> Array:
         """Return a new parameter in the layer's dtype; a copy where it lies in a parameter."""
         if a.dtype == self._dtype:
-            return a.copy() if np.may_share_memory(a, _device.host(self._block.values)) else a
+            own = self._block.values
+            shared = _device.of(own) is None and np.may_share_memory(a, own)
+            return a.copy() if shared else a
         with np.errstate(over="ignore"):
             cast = a.astype(self._dtype)
         if np.isfinite(a).all() and not np.isfinite(cast).all():
@@ -762,11 +764,10 @@ class Pullback:
     """
 
     _started = False  # whether gradients may have been added: a model's layers run one by one
-    _backward: Callable[..., Any] | None = None  # of one that has been used
 
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
-        self._backward = backward
+        self._unused = [backward]  # taken out by the call that it serves
         self._block, self._version = layer._block, layer.version
 
     def __call__(
@@ -803,8 +804,10 @@ class Pullback:
         if not layer.stateful and dstate is not None:
             raise TypeError(f"dstate: expected None, since {type(layer).__name__} has no state")
         target = layer._gradient_target(grads)
-        # Taken at once: of two threads that call it one finds nothing.
-        backward = self.__dict__.pop("_backward", None) or self._require_ready()
+        try:
+            backward = self._unused.pop()
+        except IndexError:  # another thread has taken it since
+            raise _used() from None
         try:
             return (
                 backward(target, dy, dstate, need_dx, **more)
@@ -813,21 +816,21 @@ class Pullback:
             )
         except (TypeError, ValueError):
             if not self._started:  # an argument was refused: it can be called again
-                self._backward = backward
+                self._unused.append(backward)
             raise
 
-    def _require_ready(self) -> Callable[..., Any]:
-        """Return what computes the gradients.
-
-        It is an error if it has been used, or if the parameters are no longer those of the pass.
-        """
-        if self._backward is None:
-            raise RuntimeError("pullback: it has been used; call vjp again")
+    def _require_ready(self) -> None:
+        """Raise if it has been used, or if the parameters are no longer those of the pass."""
+        if not self._unused:
+            raise _used()
         if self._layer._block is not self._block or self._layer.version != self._version:
             raise RuntimeError(
                 "pullback: the parameters have changed since the forward pass; call vjp again"
             )
-        return self._backward
+
+
+def _used() -> Exception:
+    return RuntimeError("pullback: it has been used; call vjp again")
 
 
 # The base keeps its arguments as its subclasses do; mypy does not let a method be replaced.

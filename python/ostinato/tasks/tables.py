@@ -110,7 +110,7 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
 def _as_text(cells: Any) -> Any:
     """Return numbers as text, without a point where all are whole; NaN is ""."""
     pl = import_polars()
-    known = cells.fill_nan(None)
+    known = cells.cast(pl.Float64).fill_nan(None)
     whole = bool(((known == known.round()) & (known.abs() < 2**63)).all())
     return (known.cast(pl.Int64) if whole else known).cast(pl.String).fill_null("")
 

@@ -53,7 +53,8 @@ class Parallel:
     Args:
         comm: a communicator of mpi4py; None: all processes that ``mpiexec`` has started
             (``MPI.COMM_WORLD``). Those of them that may use the same cores of a machine then divide
-            their number among themselves, unless OSTINATO_NUM_THREADS is set.
+            their number among themselves, unless OSTINATO_NUM_THREADS is set. All ranks of the
+            communicator make theirs together.
 
     Raises:
         ImportError: comm is None, and mpi4py or MPI is not installed.
@@ -315,11 +316,8 @@ class Parallel:
         self._settle("the name of NCCL's communicator", error)
         self._refuse_shared((socket.gethostname(), place))
         name = self._share(name)
-        try:
+        with self._communicating():  # within NCCL the others would wait for ever
             self._nccl = Nccl(device, name, self.rank, self.size)
-        except Exception as e:
-            error = e
-        self._settle("NCCL's communicator", error)
 
     def _refuse_shared(self, place: tuple[str, str]) -> None:
         """Raise on all ranks if two of them have one GPU, which NCCL does not take."""
