@@ -229,6 +229,9 @@ def test_steps_without_a_row_take_no_time() -> None:
     x = np.zeros((2**45, 0, 3), F)
     y, _ = nn.LSTM(3, 4, 2, dropout=0.5, rng=0).vjp(x, rng=0)[0]
     assert y.shape == (2**45, 0, 4)
+    tape = packed()[0].forward(x, None, None, train=True)[3]
+    assert tape.active().shape == (2**45, 0)
+    assert tape.hidden().shape == (1, 2**45, 0, 4)
 
 
 def test_the_shape_of_a_streams_input_may_change() -> None:

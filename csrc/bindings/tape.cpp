@@ -64,8 +64,8 @@ py::object active(const PyTape<T>& t) {
   const StackCall<T>& call = t.tape.call;
   if (const auto* backend = on_device(*t.tape.packed)) return backend->python().attr("active")(held_object(call.device_tables));
   py::array_t<bool> out(std::vector<py::ssize_t>{call.steps, call.batch});
-  for (Index step = 0; step < call.steps; ++step)
-    for (Index b = 0; b < call.batch; ++b) out.mutable_at(step, b) = takes_part(call, step, b);
+  bool* to = out.mutable_data();
+  for (Index i = 0, n = call.steps * call.batch; i < n; ++i) to[i] = takes_part(call, i / call.batch, i % call.batch);
   return out;
 }
 template <class T>
