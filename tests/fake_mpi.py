@@ -80,25 +80,34 @@ class Shared:
         self.calls: list[str] = []
 
 
-def run(size: int, work: Callable[[Any], Any]) -> list[Any]:
-    """Call a function on every rank, in threads; return what it returned or raised on each."""
-    shared = Shared(size)
-    results: list[Any] = [None] * size
+def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """Call a function with its number in each of some threads; return what each gave or raised."""
+    found: list[Any] = [None] * count
 
-    def one(rank: int) -> None:
+    def one(k: int) -> None:
         try:
-            with ost.train.Parallel(ThreadComm(rank, shared)) as parallel:
-                results[rank] = work(parallel)
+            found[k] = work(k)
         except BaseException as e:
-            results[rank] = e
+            found[k] = e
 
-    threads = [threading.Thread(target=one, args=(k,)) for k in range(size)]
+    threads = [threading.Thread(target=one, args=(k,)) for k in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert not any(t.is_alive() for t in threads)
-    return results
+    assert not any(thread.is_alive() for thread in threads)
+    return found
+
+
+def run(size: int, work: Callable[[Any], Any]) -> list[Any]:
+    """Call a function on every rank, in threads; return what it returned or raised on each."""
+    shared = Shared(size)
+
+    def one(rank: int) -> Any:
+        with ost.train.Parallel(ThreadComm(rank, shared)) as parallel:
+            return work(parallel)
+
+    return in_threads(size, one)
 
 
 def same_on_all(results: list[Any]) -> Any:

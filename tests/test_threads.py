@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fake_mpi
 import ostinato as ost
 from ostinato import nn
 
@@ -22,22 +23,12 @@ FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 def at_once(work: Callable[[int], Any]) -> list[Any]:
     """Call a function in eight threads that start together; return what each gave or raised."""
     start = threading.Barrier(THREADS)
-    found: list[Any] = [None] * THREADS
 
-    def run(k: int) -> None:
+    def run(k: int) -> Any:
         start.wait()
-        try:
-            found[k] = work(k)
-        except BaseException as e:
-            found[k] = e
+        return work(k)
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads)
-    return found
+    return fake_mpi.in_threads(THREADS, run)
 
 
 def unharmed(found: list[Any]) -> list[Any]:
