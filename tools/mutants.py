@@ -1,11 +1,14 @@
-"""Deliberate mistakes, one at a time, that the tests must catch: python tools/mutants.py [name ...]
+"""Deliberate mistakes, one at a time, that the tests must catch: python tools/mutants.py [--out FOLDER] [name ...]
 
 Each mistake is put into a copy of the sources, which is built (baseline kernels and the emulation) and tested. It runs with the
 Python that runs it, where the extras dev and test are. A mistake that no test notices is an error of the suite.
+With --out the mistakes that were caught are listed in FOLDER/mutants.json, and are not tried again: a run takes hours, and may be
+ended at any time.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -13,6 +16,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from torture.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 
@@ -381,8 +386,8 @@ def failure(folder: Path, tests: Sequence[str]) -> str:
     return lines[0]
 
 
-def caught(name: str, folder: Path) -> bool:
-    """Whether the tests catch the mistake, put into the sources in the folder, which are built without it."""
+def caught(name: str, folder: Path) -> str:
+    """Return the first test that catches the mistake, put into the sources in the folder, which are built without it; "" if none does."""
     file, old, new = MUTANTS[name]
     (folder / file).write_text((folder / file).read_text().replace(old, new))
     first, others = tests_of(file)
@@ -395,17 +400,27 @@ def caught(name: str, folder: Path) -> bool:
         build(folder)
         line = failure(folder, first) or failure(folder, others)
     print(f"{'caught' if line else 'MISSED':8}{name:44}{line[:110]}", flush=True)
-    return bool(line)
+    return line
 
 
 def main() -> int:
     """Every mistake, or those named; the number that were missed is the exit status."""
-    names = sys.argv[1:] or list(MUTANTS)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("names", nargs="*", help="mistakes; all without any")
+    p.add_argument(
+        "--out", help="folder of the list of mistakes that were caught, which are not tried again"
+    )
+    args = p.parse_args()
+    names = args.names or list(MUTANTS)
     if unknown := [name for name in names if name not in MUTANTS]:
         sys.exit(f"expected names of mistakes, got {', '.join(unknown)}")
     for name, (file, old, _) in MUTANTS.items():
         if (count := (ROOT / file).read_text().count(old)) != 1:
             sys.exit(f"{name}: expected {old!r} once in {file}, found it {count} times")
+    ledger = Ledger(args.out, "mutants")
+    names = [name for name in names if ledger.of(name).get("mistake") != "\n".join(MUTANTS[name])]
     with tempfile.TemporaryDirectory() as temporary:
         folder, built = Path(temporary) / "tree", Path(temporary) / "built"
         for path in command("git", "ls-files", folder=ROOT).split():
@@ -418,7 +433,9 @@ def main() -> int:
         missed = []
         for name in names:  # each on a copy at the same place, with the same dates: only what the mistake changes is built
             shutil.copytree(built, folder, symlinks=True)
-            if not caught(name, folder):
+            if line := caught(name, folder):
+                ledger.add(name, mistake="\n".join(MUTANTS[name]), test=line)
+            else:
                 missed.append(name)
             shutil.rmtree(folder)
     print(
