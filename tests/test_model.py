@@ -489,6 +489,38 @@ def test_ties_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="tie: expected two parameters of one shape"):
         model.tie("embed.weight", "head.weight")
     assert next(iter(model.parameters())) == "embed.weight"
+    row = nn.Sequential(Words())
+    with pytest.raises(ValueError, match="tie: expected a model that is no part of a Sequential"):
+        row[0].tie("rnn.bias_ih_l0", "rnn.bias_hh_l0")
+
+
+def test_ties_of_a_model_in_use() -> None:
+    class Pair(nn.Model):
+        def __init__(self) -> None:
+            self.embed, self.head = nn.Embedding(7, 4, rng=0), nn.Linear(4, 7, rng=1)
+
+        def __call__(self, x: Any) -> Any:
+            return self.head(self.embed(x))
+
+    class Outer(nn.Model):
+        def __init__(self) -> None:
+            self.pair, self.shift = Pair(), nn.Parameter(np.zeros(7, np.float32))
+
+        def __call__(self, x: Any) -> Any:
+            return self.pair(x) + self.shift
+
+    model, ids = Outer(), np.arange(6).reshape(3, 2)
+    before = model(ids)
+    model.pair.tie("head.weight", "embed.weight")
+    assert list(model.parameters()) == ["shift", "pair.embed.weight", "pair.head.bias"]
+    table = model.parameters()["pair.embed.weight"]
+    after, pullback = model.vjp(ids)
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(
+        after, table[ids] @ table.T + model.parameters()["pair.head.bias"], rtol=1e-5, atol=1e-6
+    )
+    pullback(np.ones_like(after))
+    assert model.grads["pair.embed.weight"].any(1).all()  # of both uses: row 6 is never looked up
 
 
 # -- files -----------------------------------------------------------------------------------------

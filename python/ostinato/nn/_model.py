@@ -190,11 +190,8 @@ class Model(Layer):
         old = self._own.get(name, self.__dict__.get(name))
         self._refuse_dropped(name, old, value)
         changes = holds(value, PARTS) or holds(old, PARTS)
-        if changes and self._is_fixed():
-            raise ValueError(
-                f"{name}: expected a model that is no part of a Sequential, which is laid out "
-                "already; set its attributes before"
-            )
+        if changes:
+            self._refuse_fixed(name, "set its attributes before")
         self._set(name, value)
         if changes and self._joined is not None:
             try:
@@ -205,6 +202,14 @@ class Model(Layer):
                 else:
                     delattr(self, name)
                 raise
+
+    def _refuse_fixed(self, name: str, instead: str) -> None:
+        """Raise if this model is laid out as a part of one whose layers stay."""
+        if self._is_fixed():
+            raise ValueError(
+                f"{name}: expected a model that is no part of a Sequential, which is laid out "
+                f"already; {instead}"
+            )
 
     def _refuse_dropped(self, name: str, old: Any, value: Any) -> None:
         """Raise if layers or parameters would be replaced by what is none, such as an array."""
@@ -546,11 +551,14 @@ class Model(Layer):
 
         Raises:
             KeyError: a name that no parameter has.
-            ValueError: two shapes, or the same parameter twice.
+            ValueError: two shapes, the same parameter twice, or a model that is part of a
+                Sequential, whose parameters are laid out already.
         """
+        self._refuse_fixed("tie", "tie its parameters before")
         block = copy.copy(self._gathered())
         _tie(block, name, to)
         self._ties[name] = to
+        self._mark()
 
     @property
     def dtype(self) -> np.dtype[Any]:
