@@ -18,7 +18,7 @@ import ostinato as ost
 from ostinato import nn
 
 GROWTH = 8 << 20  # bytes that the process may have more at the end than after the first tenth
-BUSY = 5e-3  # seconds of work between two rests
+BUSY = 5e-3  # seconds of the processor between two rests
 MOST = 100_000  # times that are kept, the latest ones
 SETTLED = 1.0  # minutes from which on growth is a fault; before, it may be that of the allocator
 
@@ -72,26 +72,27 @@ def run(kind: str, seconds: float, duty: float) -> tuple[int, list[tuple[Any, in
     Args:
         kind: what is run.
         seconds: for how long.
-        duty: the share of the time in which it computes; it sleeps for the rest.
+        duty: the share of one processor that it takes; it sleeps for the rest.
     """
-    step, parts, count, busy = KINDS[kind](), [], 0, 0.0
+    step, parts, count = KINDS[kind](), [], 0
     for _ in range(200):
         step()
+    rested = time.process_time()  # not the clock, which goes on while other programs run
     for _ in range(10):
         times, done, end = list[float](), 0, time.perf_counter() + seconds / 10
         while not times or time.perf_counter() < end:
             begin = time.perf_counter()
             step()
             took = time.perf_counter() - begin
-            busy += took
             done += 1
             if len(times) < MOST:  # a list of all would be the memory that grows
                 times.append(took)
             else:
                 times[done % MOST] = took
+            busy = time.process_time() - rested
             if duty < 1 and busy > BUSY:
                 time.sleep(busy / duty - busy)
-                busy = 0.0
+                rested = time.process_time()
         count += done
         parts.append((np.quantile(times, (0.5, 0.9, 0.99)), resident()))
     return count, parts
