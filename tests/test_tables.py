@@ -634,3 +634,28 @@ def test_line_breaks_in_cells_do_not_depend_on_spaces_elsewhere(tmp_path: Any) -
         table = read(tmp_path, text, time="t")
         assert [s.values.tolist() for s in table.series] == [[1, 2, 3]]
         assert table.facts["options"]["column"] == ("v",)
+
+
+def test_errors_are_short_however_long_cells_and_names_are(tmp_path: Any) -> None:
+    path, cell, name = tmp_path / "a.csv", "1.2.3 " * 900, "n" * 5000
+    wide = ",".join(f"{k}{name}" for k in range(50))
+    dates = "\n2020-01-01,1\n2020-01-02,2\n"
+    texts = {
+        "numbers": (f"date,v\n2020-01-01,1\n2020-01-02,{cell}\n", {"column": "v"}),
+        "names": (f"date,{name}\n2020-01-01,1\n2020-01-02,x\n", {"column": name}),
+        "columns": (wide + "\n" + ",".join("x" * 50) + "\n", {}),
+        "column": (wide + "\n" + ",".join("1" * 50) + "\n", {"column": "v"}),
+        "times": (f"{name},v{dates}{cell},3\n", {"time": name}),
+        "no time": (f"{name},v\n{cell},1\n{cell},2\n", {"time": name}),
+        "large": (f"date,{name}\n2020-01-01,1\n2020-01-02,1e300\n", {"column": name}),
+        "missing": (f"date,{name}\n2020-01-01,1\n2020-01-02,\n2020-01-03,3\n", {"fill": "error"}),
+        "twice": (f"date,s,v\n2020-01-01,{name},1\n2020-01-01,{name},2\n", {"series": "s"}),
+        "repeated": (f"{name},{name}\n1,2\n", {}),
+        "no names": (",".join("9" * 3000 for _ in range(4)) + "\n1,2,3,4\n", {}),
+        "widths": (f"a,b\n1,2\n{name},{name},{name}\n", {}),
+    }
+    for kind, (text, options) in texts.items():
+        path.write_text(text)
+        with pytest.raises(ValueError) as e:
+            tables.read(path, **options)
+        assert len(str(e.value)) < 2000, kind

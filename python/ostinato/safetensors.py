@@ -36,6 +36,7 @@ import numpy as np
 from ._annotations import readable
 from ._check import Array
 from ._files import atomic_write, open_regular
+from ._quoted import quoted
 
 __all__ = ["atomic_write", "load", "save"]
 
@@ -247,7 +248,7 @@ def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
         begin, end = entries[name][2:]
         if begin != at:
             raise _Bad(
-                f"byte range {begin}:{end} for {_short(name)}, where one that begins at {at} is due"
+                f"byte range {begin}:{end} for {quoted(name)}, where one that begins at {at} is due"
             )
         at = end
     if at != body:
@@ -256,7 +257,7 @@ def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
     for key in metadata if wanted is None else ():
         if len(key) == len(_CHECKSUM) and sum(a != b for a, b in zip(key, _CHECKSUM)) <= 2:
             raise _Bad(
-                f"one that is damaged: its metadata has {_short(key)} where {_CHECKSUM!r} is due"
+                f"one that is damaged: its metadata has {quoted(key)} where {_CHECKSUM!r} is due"
             )
     tensors, crcs = {}, {}
     for name in order:
@@ -306,7 +307,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in pairs:
         if name in out:
-            raise _Bad(f"a header with more than one {_short(name)}")
+            raise _Bad(f"a header with more than one {quoted(name)}")
         out[name] = value
         for text in (name, value):
             if isinstance(text, str):
@@ -324,40 +325,35 @@ def _no_number(text: str) -> Any:
     raise _Bad(f"the number {text[:40]} in its header")
 
 
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int, int]:
     """Return dtype, shape, begin and end of a tensor, checked against the length of the body."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
+        raise _Bad(f"a bad entry for {quoted(name)}: {quoted(entry)}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or not isinstance(shape, list) or not isinstance(offsets, list):
-        raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
+        raise _Bad(f"a bad entry for {quoted(name)}: {quoted(entry)}")
     # The type is compared, since True is an instance of int.
     if len(offsets) != 2 or not all(type(k) is int for k in (*shape, *offsets)):
-        raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
+        raise _Bad(f"a bad entry for {quoted(name)}: {quoted(entry)}")
     if code not in _NAMES:
         raise _Bad(
-            f"a bad entry for {_short(name)}: dtype {_short(code)}, where one of "
+            f"a bad entry for {quoted(name)}: dtype {quoted(code)}, where one of "
             f"{', '.join(_NAMES)} can be read"
         )
     if len(shape) > _MOST_AXES:
-        raise _Bad(f"{len(shape)} axes for {_short(name)}, where at most {_MOST_AXES} can be read")
+        raise _Bad(f"{len(shape)} axes for {quoted(name)}, where at most {_MOST_AXES} can be read")
     begin, end = offsets
     count, bound = 1, 1
     for k in shape:
         count, bound = count * k, bound * max(k, 1)
         if bound >= 2**63 // 8:
             raise _Bad(
-                f"byte range {begin}:{end} for {_short(name)} of shape {_short(shape)}, which has "
+                f"byte range {begin}:{end} for {quoted(name)} of shape {quoted(shape)}, which has "
                 "no size"
             )
     if end > body or begin > end or end - begin != count * np.dtype(_NAMES[code]).itemsize:
         raise _Bad(
-            f"byte range {begin}:{end} for {_short(name)} of shape {_short(tuple(shape))} in a "
+            f"byte range {begin}:{end} for {quoted(name)} of shape {quoted(tuple(shape))} in a "
             f"body of {body} bytes"
         )
     return code, tuple(shape), begin, end
@@ -378,7 +374,7 @@ def _tensor(
     try:
         a: Array = np.empty(shape, np.float32 if code == "BF16" else dtype)
     except ValueError as e:  # more axes than this NumPy knows
-        raise _Bad(f"shape {_short(shape)} for {_short(name)}: {e}") from None
+        raise _Bad(f"shape {quoted(shape)} for {quoted(name)}: {e}") from None
     if code == "BF16":
         return a, _bfloat16_into(f, a, checked)
     view = _bytes(a)
@@ -387,7 +383,7 @@ def _tensor(
     crc = zlib.crc32(view) if checked else 0
     if code == "BOOL":
         if a.size and a.max() > 1:
-            raise _Bad(f"a bool of value {a.max()} in {_short(name)}")
+            raise _Bad(f"a bool of value {a.max()} in {quoted(name)}")
         return a.view(np.bool_), crc
     return a.astype(dtype.newbyteorder("="), copy=False), crc
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from .. import audio
 from .._check import Array
 from .._files import open_regular
+from .._quoted import quoted
 
 LARGEST = 64 << 20  # bytes of a file of transcripts
 QUIETEST = 1e-3  # the largest sample of a clip that counts as silent
@@ -254,7 +255,9 @@ def read_clips(
     for name, text in sorted(texts.items()):
         path = folder / f"{name}.wav"
         if ".." in Path(name).parts or Path(name).is_absolute():
-            raise ValueError(f"DATA: expected names of files in {folder}, got {name!r} in {file}")
+            raise ValueError(
+                f"DATA: expected names of files in {folder}, got {quoted(name)} in {file}"
+            )
         if not path.exists():
             left.add("with a transcript but no file", name)
             continue

@@ -17,6 +17,7 @@ import numpy as np
 
 from .._annotations import readable
 from .._check import Array
+from .._quoted import listed, quoted
 from ._application import held_out_of, package_file
 from ._frames import Raw, import_polars, load
 from ._table import ReadOptions
@@ -189,8 +190,9 @@ def read_tables(
 def _column(raw: Raw, option: str, name: str) -> list[str]:
     """Return the cells of a column as text."""
     if name not in raw.columns:
-        known = ", ".join(list(raw.columns)[:8]) + (", ..." if len(raw.columns) > 8 else "")
-        raise ValueError(f"{option}: expected one of the columns {known}, got {name!r}")
+        raise ValueError(
+            f"{option}: expected one of the columns {listed(raw.columns)}, got {name!r}"
+        )
     if raw.is_text(name):
         cells: list[str] = raw.columns[name].to_list()
         return cells
@@ -310,7 +312,7 @@ def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
     if documents.groups is not None:
         names = sorted(set(documents.groups))
         if len(names) < 2:
-            raise ValueError(f"--group: expected at least 2 groups, got {names[0]!r} alone")
+            raise ValueError(f"--group: expected at least 2 groups, got {quoted(names[0])} alone")
         order = rng.permutation(len(names))
         chosen = {
             names[k]
@@ -327,7 +329,8 @@ def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
                 first = next(iter(rows.values()))[0]
                 raise ValueError(
                     f"DATA: expected at least 2 different texts of every class, one of which is "
-                    f"held out, got 1 of {label!r} in {documents.places[first]}; remove it, or "
+                    f"held out, got 1 of {quoted(label)} in {documents.places[first]}; remove "
+                    f"it, or "
                     "give the rows to hold out by --test FILE"
                 )
             texts = list(rows)
@@ -360,10 +363,11 @@ def numbers_of(documents: Documents, labels: Sequence[str]) -> Array:
     unknown = [k for k, label in enumerate(documents.labels) if label not in index]
     if unknown:
         k = unknown[0]
-        known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+        known = listed(labels)
         more = f" (and {len(unknown) - 1} more rows)" if len(unknown) > 1 else ""
         raise ValueError(
-            f"DATA: expected labels that were trained on ({known}), got {documents.labels[k]!r} in "
+            f"DATA: expected labels that were trained on ({known}), got "
+            f"{quoted(documents.labels[k])} in "
             f"{documents.places[k]}{more}"
         )
     return np.array([index[label] for label in documents.labels], np.int64)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .._check import Array
+from .._quoted import listed, quoted
 from ._axis import DAY, Axis, Step, find_axis, floor_to
 from ._frames import Columns
 from ._table import Series
@@ -73,7 +74,7 @@ class Group:
             self.grid[n][position] = v
 
     def _of(self) -> str:
-        return f" of {self.name}" if self.name else ""
+        return f" of {listed([self.name])}" if self.name else ""
 
     def _gathered(self, stamps: Stamps, step: Step) -> Stamps:
         if stamps.values.dtype.kind == "f":
@@ -177,7 +178,9 @@ class Group:
         values = self.grid[column]
         there = np.flatnonzero(~np.isnan(values))
         if not there.size:
-            raise ValueError(f"FILE: expected numbers in column {column!r}{self._of()}, got none")
+            raise ValueError(
+                f"FILE: expected numbers in column {quoted(column)}{self._of()}, got none"
+            )
         begin, end = int(there[0]), int(there[-1]) + 1
         if begin:
             self.notes.append(
@@ -228,7 +231,7 @@ class Group:
                 else f"--max-missing {min(0.99, share + 0.01):.2f} fills them"
             )
             raise ValueError(
-                f"FILE: expected {limit} in column {column!r}{self._of()}, got {count} of "
+                f"FILE: expected {limit} in column {quoted(column)}{self._of()}, got {count} of "
                 f"{len(values)} ({100 * share:.0f}%), steps without a row included; {fix}"
             )
         there = np.flatnonzero(~missing)

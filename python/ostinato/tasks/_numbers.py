@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._check import Array
+from .._quoted import quoted
 
 __all__ = ["LARGEST", "NULLS", "Marks", "Numbers", "find_marks", "parse", "share_of_numbers"]
 
@@ -200,7 +201,9 @@ class _Evidence:
                 if kind == "either .":
                     self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?\d{1,3}$").any())
                 row = int(match.arg_max())
-                self.seen[kind] = f"{cells[row]!r} in column {name!r}, {self.where(row)}"
+                self.seen[kind] = (
+                    f"{quoted(cells[row])} in column {quoted(name)}, {self.where(row)}"
+                )
 
     def _without_groupers(self, cells: Any) -> Any:
         """Remove spaces and apostrophes between groups of three, which are no decimal mark."""

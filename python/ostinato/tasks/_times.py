@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._check import Array
+from .._quoted import quoted
 
 __all__ = ["MONTH_FORMS", "Stamps", "kinds_of", "localise", "offset_of", "parse_times"]
 
@@ -145,7 +146,7 @@ def parse_times(
     if empty.any():
         row = int(empty.arg_max())
         raise ValueError(
-            f"FILE: expected a time in every row, got none in column {name!r}, {where(row)}"
+            f"FILE: expected a time in every row, got none in column {quoted(name)}, {where(row)}"
         )
     if time_format is not None:
         stamps = _by_format(cells, where, name, time_format)
@@ -153,7 +154,8 @@ def parse_times(
         found, share = kinds_of(cells, integers=True)
         if found is None or share < 0.5:
             raise ValueError(
-                f"--time: expected a column of times, got {cells[0]!r} in column {name!r}, "
+                f"--time: expected a column of times, got {quoted(cells[0])} in column "
+                f"{quoted(name)}, "
                 f"{where(0)}; say how they are written with --time-format"
             )
         stamps = (
@@ -164,14 +166,16 @@ def parse_times(
     if stamps.values.dtype.kind == "f" and not (np.abs(stamps.values) < LARGEST_COUNT).all():
         row = int((~(np.abs(stamps.values) < LARGEST_COUNT)).argmax())
         raise ValueError(
-            f"FILE: expected times below 1e15, got {cells[row]!r} in column {name!r}, {where(row)}"
+            f"FILE: expected times below 1e15, got {quoted(cells[row])} in column "
+            f"{quoted(name)}, {where(row)}"
         )
     if stamps.values.dtype.kind == "M":
         outside = (stamps.values < EARLIEST) | (stamps.values > LATEST) | np.isnat(stamps.values)
         if outside.any():
             row = int(outside.argmax())
             raise ValueError(
-                f"FILE: expected years of 1 to 9999, got {cells[row]!r} in column {name!r}, "
+                f"FILE: expected years of 1 to 9999, got {quoted(cells[row])} in column "
+                f"{quoted(name)}, "
                 f"{where(row)}"
             )
         if timezone is not None and stamps.zone is None:
@@ -184,7 +188,7 @@ def _bad_time(
 ) -> ValueError:
     like = {"number": "a whole number"}.get(form, f"a time as in the other rows ({form})")
     return ValueError(
-        f"FILE: expected {like}, got {cells[row]!r} in column {name!r}, {where(row)}; "
+        f"FILE: expected {like}, got {quoted(cells[row])} in column {quoted(name)}, {where(row)}; "
         "a line that is no row has to go, another way of writing times is named by --time-format"
     )
 
@@ -195,7 +199,8 @@ def _written(
     """Read times that are written out, all in the form that was found."""
     if found == "two digits":
         raise ValueError(
-            f"--time-format: expected years of four digits, got {cells[0]!r} in column {name!r}, "
+            f"--time-format: expected years of four digits, got {quoted(cells[0])} in column "
+            f"{quoted(name)}, "
             f"{where(0)}; name the format, such as '%d.%m.%y' or '%m/%d/%y'"
         )
     pattern = _rust(FORMS[found])
@@ -240,8 +245,8 @@ def _day_and_month(
     if (u > 12).any() and (v > 12).any():
         a, b = int((u > 12).argmax()), int((v > 12).argmax())
         raise ValueError(
-            f"FILE: expected days and months in one order, got {cells[a]!r} ({where(a)}) and "
-            f"{cells[b]!r} ({where(b)}) in column {name!r}"
+            f"FILE: expected days and months in one order, got {quoted(cells[a])} ({where(a)}) and "
+            f"{quoted(cells[b])} ({where(b)}) in column {quoted(name)}"
         )
     if (u > 12).any() or (before == "%d/%m/%Y" and not (v > 12).any()):
         return u, v, "%d/%m/%Y"
@@ -251,7 +256,8 @@ def _day_and_month(
     formats = [f"{a}{mark}{b}{mark}%Y" for a, b in (("%d", "%m"), ("%m", "%d"))]
     raise ValueError(
         f"--time-format: expected '{formats[0]}' (the day first) or '{formats[1]}' (the month "
-        f"first), for no day in column {name!r} is above 12 and tells which, as in {cells[0]!r}"
+        f"first), for no day in column {quoted(name)} is above 12 and tells which, as in "
+        f"{quoted(cells[0])}"
     )
 
 
@@ -305,7 +311,8 @@ def _zoned(
     if without.any():
         row = int(without.argmax())
         raise ValueError(
-            f"FILE: expected a zone with every time or with none, got none in column {name!r}, "
+            f"FILE: expected a zone with every time or with none, got none in column "
+            f"{quoted(name)}, "
             f"{where(row)}"
         )
     different = {z: offset_of(z) for z in set(zones)}
@@ -411,14 +418,15 @@ def _by_format(cells: Any, where: Callable[[int], str], name: str, time_format: 
         )
     except pl.exceptions.PolarsError as e:
         raise ValueError(
-            f"--time-format: expected letters as in '%d.%m.%Y %H:%M', got {time_format!r}: {e}"
+            f"--time-format: expected letters as in '%d.%m.%Y %H:%M', got "
+            f"{quoted(time_format)}: {e}"
         ) from None
     failed = parsed.is_null()
     if failed.any():
         row = int(failed.arg_max())
         raise ValueError(
-            f"--time-format: expected times as {time_format!r}, got {cells[row]!r} in column "
-            f"{name!r}, {where(row)}"
+            f"--time-format: expected times as {time_format!r}, got {quoted(cells[row])} in column "
+            f"{quoted(name)}, {where(row)}"
         )
     values = parsed.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]")
     return Stamps(values, time_format, "UTC" if zone else None, values if zone else None)
@@ -462,7 +470,8 @@ def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: s
         row = int(np.isnat(earlier).argmax())
         raise ValueError(
             f"--timezone: expected times that the clocks of {timezone} show, got "
-            f"{stamps.values[row]} in column {name!r}, {where(row)}, when they are put forward"
+            f"{stamps.values[row]} in column {quoted(name)}, {where(row)}, when they are put "
+            f"forward"
         )
     instants = earlier.copy()
     twice = np.flatnonzero(earlier != later)

@@ -16,6 +16,7 @@ import numpy as np
 from .. import _check, losses, nn, optim, safetensors
 from .._annotations import readable
 from .._check import Array
+from .._quoted import quoted
 from .._ragged import Ragged, leaves
 from ..data import RaggedLoader
 from ..train import Parallel, Trainer
@@ -484,7 +485,8 @@ def read_held_out(
     documents = read_tables(data, options.text, options.label, options.group)
     if len(set(documents.labels)) < 2:
         raise ValueError(
-            f"DATA: expected at least 2 classes to train on, got {documents.labels[0]!r} alone in "
+            f"DATA: expected at least 2 classes to train on, got {quoted(documents.labels[0])} "
+            f"alone in "
             f"{documents.source}"
         )
     if options.test:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._annotations import readable
+from .._quoted import quoted
 from .._trees import Trees
 
 __all__ = ["Expression", "generate", "read", "trees_of", "value"]
@@ -99,11 +100,11 @@ def read(text: str, where: str = "expression") -> Expression:
         if not begins and e.labels and not open_:
             raise ValueError(f"{where}: expected one expression, got {token!r:.40} behind its end")
         if begins and (token in _CLOSING or token in "])"):
-            raise ValueError(f"{where}: expected a label behind a bracket, got {token!r}")
+            raise ValueError(f"{where}: expected a label behind a bracket, got {quoted(token)}")
         if token in "])":
             if not open_ or open_[-1][1] != token:
                 wanted = f"{open_[-1][1]!r}" if open_ else "an expression"
-                raise ValueError(f"{where}: expected {wanted}, got {token!r}")
+                raise ValueError(f"{where}: expected {wanted}, got {quoted(token)}")
             node, _ = open_.pop()
             e.tokens.append("]")
             e.spans[node] = (e.spans[node][0], len(e.tokens))

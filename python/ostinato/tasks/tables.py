@@ -13,6 +13,7 @@ import numpy as np
 
 from .._annotations import readable
 from .._check import Array
+from .._quoted import listed, quoted
 from . import _numbers
 from ._axis import UNITS, Step, common_step, parse_step
 from ._frames import Columns, import_polars, load
@@ -178,7 +179,7 @@ class _Reader:
             for name in names:
                 if name not in self.raw.columns:
                     raise ValueError(
-                        f"{option}: expected one of {', '.join(self.raw.columns)}, got {name!r}"
+                        f"{option}: expected one of {listed(self.raw.columns)}, got {name!r}"
                     )
                 if name in taken:
                     raise ValueError(
@@ -234,7 +235,7 @@ class _Reader:
         ]
         if not numeric:
             raise ValueError(
-                f"FILE: expected a column of numbers, got none in {', '.join(self.raw.columns)}"
+                f"FILE: expected a column of numbers, got none in {listed(self.raw.columns)}"
             )
         if len(numeric) == 1:
             return numeric[0]
@@ -244,14 +245,15 @@ class _Reader:
         if len(left) != 1:
             raise ValueError(
                 "--column: expected the column to forecast, for it can be "
-                f"{', '.join(left or numeric)}; several train "
+                f"{listed(left or numeric)}; several train "
                 "one model, and --known and --observed make inputs of others"
             )
         if time is None:
             for name, reason in why.items():
                 if reason == "counts the rows" and (np.diff(values[name]) < 0).any():
                     raise ValueError(
-                        f"--time: expected rows in order, got {name!r} out of order; --time {name} "
+                        f"--time: expected rows in order, got {quoted(name)} out of order; "
+                        f"--time {listed([name])} "
                         "sorts by it"
                     )
         self.notes.append("; ".join(f"column {n} left out: {r}" for n, r in why.items() if r))
@@ -279,7 +281,7 @@ class _Reader:
         """Return a column as float64, NaN where it is missing; other cells must be numbers."""
         cells, where = self.raw.columns[name], self.raw.where
         if self.raw.is_time(name):
-            raise ValueError(f"--column: expected a column of numbers, got times in {name!r}")
+            raise ValueError(f"--column: expected a column of numbers, got times in {quoted(name)}")
         if self.raw.is_text(name):
             if flags:
                 cells = cells.str.replace("^(?i:true|yes)$", "1")
@@ -288,8 +290,8 @@ class _Reader:
             if read.bad.any():
                 row = int(read.bad.argmax())
                 raise ValueError(
-                    f"FILE: expected numbers, got {cells[row]!r} in column {name!r}, {where(row)}; "
-                    f"--null '{cells[row]}' if that means a missing value"
+                    f"FILE: expected numbers, got {quoted(cells[row])} in column {quoted(name)}, "
+                    f"{where(row)}; --null {quoted(cells[row])} if that means a missing value"
                 )
             values = read.values
         else:
@@ -299,7 +301,7 @@ class _Reader:
             row = int(large.argmax())
             raise ValueError(
                 f"FILE: expected numbers of at most {_numbers.LARGEST:g} in magnitude, got "
-                f"{cells[row]} in column {name!r}, {where(row)}"
+                f"{cells[row]} in column {quoted(name)}, {where(row)}"
             )
         return values
 
@@ -309,7 +311,7 @@ class _Reader:
             if cells.null_count():
                 row = int(cells.is_null().arg_max())
                 raise ValueError(
-                    f"FILE: expected a time in every row, got none in column {time!r}, "
+                    f"FILE: expected a time in every row, got none in column {quoted(time)}, "
                     f"{self.raw.where(row)}"
                 )
             zone = cells.dtype.time_zone
@@ -350,7 +352,7 @@ class _Reader:
         if (cells == "").any():
             row = int((cells == "").arg_max())
             raise ValueError(
-                f"--series: expected a name in every row, got none in column {name!r}, "
+                f"--series: expected a name in every row, got none in column {quoted(name)}, "
                 f"{self.raw.where(row)}"
             )
         codes = cells.rank("dense").to_numpy().astype(np.int64)
@@ -383,8 +385,8 @@ class _Reader:
         if len(found) > 1:
             (a, first), (b, second) = list(found.items())[:2]
             raise ValueError(
-                f"--step: expected one step in all series, got {a} in {first!r} and {b} in "
-                f"{second!r}"
+                f"--step: expected one step in all series, got {a} in {quoted(first)} and {b} in "
+                f"{quoted(second)}"
             )
         return next(iter(found)) if len(groups) > 1 and found else None
 

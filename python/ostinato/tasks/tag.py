@@ -14,6 +14,7 @@ import numpy as np
 
 from .._annotations import readable
 from .._files import atomic_write
+from .._quoted import quoted
 from . import _picture, corpora
 from ._application import Application, Figures, Run, option, package_file, split, texts_given
 from ._tagger import Sentences, Tagger, TaggerOptions, are_texts
@@ -198,7 +199,9 @@ def _parts(data: Tagged) -> tuple[Tagged, Tagged, Tagged]:
         raise ValueError(f"DATA: expected at least {LEAST} sequences, got {n}")
     tags = {tag for some in data.tags for tag in some}
     if len(tags) < 2:
-        raise ValueError(f"DATA: expected at least 2 different tags, got {sorted(tags)[0]!r} alone")
+        raise ValueError(
+            f"DATA: expected at least 2 different tags, got {quoted(sorted(tags)[0])} alone"
+        )
     rest, chosen, held = map(data.part, split(n))
     return rest, chosen, held
 

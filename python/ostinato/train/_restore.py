@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _device
 from .._check import Array
+from .._quoted import quoted
 from ..nn import Layer, Recurrent, Sequential
 from ..nn._description import compare_functions
 from ._checkpoint import Saved
@@ -115,9 +116,9 @@ def check_facts(
             name in saved.identity
         ):
             raise ValueError(
-                f"identity[{name!r}]: expected {short(saved.identity.get(name))}, as the run "
+                f"identity[{name!r}]: expected {quoted(saved.identity.get(name))}, as the run "
                 f"of {path} had it, got "
-                f"{short(identity.get(name))}"
+                f"{quoted(identity.get(name))}"
             )
     if data["content"] != theirs.get("content"):
         warnings.warn(
@@ -125,11 +126,6 @@ def check_facts(
             "one that never stopped",
             stacklevel=5,
         )
-
-
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def as_json(value: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _core, _device
 from .._check import Array
+from .._quoted import quoted
 from ..nn._description import functions_of
 from . import _checkpoint
 from ._checkpoint import Place, Saved
@@ -25,7 +26,6 @@ from ._restore import (
     check_model,
     joined_parameters,
     names_of,
-    short,
     split_parameters,
 )
 from ._settings import Settings
@@ -290,5 +290,5 @@ def _check_equal(given: list[dict[str, Any]]) -> None:
             if facts[name] != value:
                 raise ParallelError(
                     f"rank {rank} has another value than rank 0 for {name}: expected "
-                    f"{short(value)}, got {short(facts[name])}"
+                    f"{quoted(value)}, got {quoted(facts[name])}"
                 )
