@@ -426,8 +426,8 @@ on all threads, in float32 or, where a row says so, in float64; it is measured i
 {profile.read_text() if profile.exists() else ""}
 ## Precisions, streams, directions, a busy machine
 
-In the names, `both` are two directions, `L2` is a stack of two layers, and a share above 100% of the
-peak of float32 is that of products of fewer bits. "One core is busy" is beside a program that
+In the names, `both` are two directions, `L2` is a stack of two layers, and a share above 100% of
+the peak of float32 is that of products of fewer bits. "One core is busy" is beside a program that
 computes without end on one of the cores.
 
 {others(figures)}

@@ -151,7 +151,7 @@ def test_a_database_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(optuna.storages, "RDBStorage", out_of_reach)
-    with pytest.raises(ValueError, match="expected the URL of a database.*no route to host"):
+    with pytest.raises(ValueError, match=r"expected the URL of a database.*no route to host"):
         run("sqlite:///a.db", 1)
     assert len(asked) == 1
 
