@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def test_everything_public_is_documented(name: str) -> None:
         ), public
 
 
+# What a comment behind a print says that it prints, where that is a truth, a number or shapes.
+SHAPES = r"\([\d, ]+\)(?: \([\d, ]+\))*"
+PROMISED = re.compile(rf"print\(.*\)  # (True|False|Ragged\(.*\)|{SHAPES}|[\d-]+$)")
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
@@ -97,7 +103,16 @@ def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.M
         native_for_tests()
         fake_cupy.stand_in(monkeypatch)
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-        exec(compile(block, path.name, "exec"), {"__name__": "readme"})
+        told: dict[int, str] = {}
+
+        def keep(*values: Any, sep: str = " ", told: dict[int, str] = told) -> None:
+            told[sys._getframe(1).f_lineno] = sep.join(map(str, values))
+
+        exec(compile(block, path.name, "exec"), {"__name__": "readme", "print": keep})
+        for number, line in enumerate(block.splitlines(), 1):
+            promised = PROMISED.search(line)
+            if promised and number in told:
+                assert told[number].startswith(promised[1]), line
 
 
 def test_the_stubs_of_the_native_module_are_complete() -> None:
