@@ -254,15 +254,39 @@ def grid(figures: Row) -> str:
     return "\n".join(lines)
 
 
+GROUPS = {
+    "step": "one step of a stream",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "side_by_side": "two directions, or a stack of layers",
+    "float64": "float64",
+    "variants": "variants, and the plain cell",
+    "projected": "projected, and not",
+    "busy": "one core is busy",
+}
+
+
 def others(figures: Row) -> str:
     """Return the extras as Markdown, row by row."""
-    lines = ["| case | of peak | how many times faster than |", "|---|---|---|"]
-    for rows in figures.get("extras", {}).values():
+    lines = ["| what | case | of peak | how many times faster than |", "|---|---|---|---|"]
+    for group, rows in figures.get("extras", {}).items():
         for r in rows if isinstance(rows, list) else ():
             if "ratio" in r:
-                ratios = ", ".join(f"{n}: {v:.2f}" for n, v in r["ratio"].items()) or "-"
-                lines.append(f"| {r['name']} | {100 * r['of_peak']:.0f}% | {ratios} |")
+                ratios = ", ".join(f"{named(n)}: {v:.2f}" for n, v in r["ratio"].items()) or "-"
+                share = f"{100 * r['of_peak']:.0f}%"
+                lines.append(f"| {GROUPS[group]} | {r['name']} | {share} | {ratios} |")
     return "\n".join(lines)
+
+
+def named(contender: str) -> str:
+    """Return what a reader calls a contender."""
+    name, _, option = contender.partition(":")
+    key, _, value = option.partition("=")
+    if key == "precision":
+        return f"ours in {value}"
+    if key == "threads":
+        return f"ours on {value} thread{'' if value == '1' else 's'}"
+    return name
 
 
 CELLS = ("lstm", "gru", "rnn")
@@ -292,8 +316,10 @@ def _heat_map(cases: list[Row], path: Path) -> None:
                     values[batches.index(c["batch"]), hidden.index(c["hidden"])] = min(
                         c["ratio"].values()
                     )
+            # As fast as the fastest peer is white, and slower ones are red: blue and red differ for
+            # all eyes.
             image = axis.imshow(
-                np.log2(values), cmap="RdYlGn", vmin=-1.5, vmax=3, origin="lower", aspect="auto"
+                np.log2(values), cmap="RdBu", vmin=-3, vmax=3, origin="lower", aspect="auto"
             )
             for (i, k), v in np.ndenumerate(values):
                 if np.isfinite(v):
@@ -303,7 +329,8 @@ def _heat_map(cases: list[Row], path: Path) -> None:
                         f"{v:.1f}" if v < 10 else f"{v:.0f}",
                         ha="center",
                         va="center",
-                        fontsize=9,
+                        fontsize=11,
+                        color="white" if abs(np.log2(v)) > 2 else "black",
                     )
             axis.set(
                 title=f"{cell.upper()}, {mode}",
@@ -314,7 +341,8 @@ def _heat_map(cases: list[Row], path: Path) -> None:
             )
             axis.set_xticklabels(hidden)
             axis.set_yticklabels(batches)
-    figure.colorbar(image, ax=axes, label="log2 of how many times faster than the fastest peer")
+    bar = figure.colorbar(image, ax=axes, label="times as fast as the fastest peer")
+    bar.set_ticks(range(-3, 4), labels=["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -322,6 +350,7 @@ def _heat_map(cases: list[Row], path: Path) -> None:
 def _roofline(cases: list[Row], threads: int, path: Path) -> None:
     """Draw the rate of inference in float32 by batch size below its roofline."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     peak = float(np.median([c["peak_gflops"] for c in cases])) * threads
@@ -354,6 +383,11 @@ def _roofline(cases: list[Row], threads: int, path: Path) -> None:
         ylabel="GFLOP/s",
         title="Inference in float32 and the roofline",
     )
+    batches = sorted({c["batch"] for c in cases})
+    axis.set_xticks(batches, labels=[str(b) for b in batches])
+    axis.minorticks_off()  # which have powers of ten as labels
+    axis.yaxis.set_major_locator(MaxNLocator(10))
+    axis.yaxis.set_major_formatter("{x:.0f}")
     axis.legend()
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -374,8 +408,10 @@ def write(figures: Row) -> None:
 describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set
 {machine["kernels"]["chosen"]};
 {versions}.
-Rows are float32 with T = 100 unless they say otherwise; T is smaller where a case would take
-seconds. The peak is measured in the same run.
+`lstm-train-B32-H256` is a training step of an LSTM of 256 units (and as many inputs) with 32
+sequences, `infer` a call without gradients. Rows are float32 with T = 100 unless they say
+otherwise; T is smaller where a case would take seconds. The peak is that of multiplying and adding
+on all threads, in float32 or, where a row says so, in float64; it is measured in the same run.
 {figures.get("note", SHARED)}
 
 ## Targets
@@ -389,6 +425,10 @@ seconds. The peak is measured in the same run.
 {use.read_text() if use.exists() else ""}
 {profile.read_text() if profile.exists() else ""}
 ## Precisions, streams, directions, a busy machine
+
+In the names, `both` are two directions, `L2` is a stack of two layers, and a share above 100% of
+the peak of float32 is that of products of fewer bits. "One core is busy" is beside a program that
+computes without end on one of the cores.
 
 {others(figures)}
 

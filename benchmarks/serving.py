@@ -14,7 +14,10 @@ turns, each on connections of its own; in a turn
 - greedy, flood (ours alone): the same beside a client that sends without end, and reads its answers
   or nothing.
 
-Figures are medians over the rounds, ratios those within a round. Nothing but loopback is used.
+Figures are medians over the rounds, ratios those within a round. What is printed for each contender
+are rows (steps of a stream) a second of the closed part, those that a core would serve at the CPU
+time of a row, latencies, streams that join in a second, and bytes of a stream. Where PyTorch is
+missing it is left out. Nothing but loopback is used.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import asyncio
 import collections
 import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import socket
@@ -47,7 +51,8 @@ from ostinato import safetensors
 from ostinato.__main__ import info
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("ostinato", "torch", "echo")
+TORCH = ("torch",) if importlib.util.find_spec("torch") else ()
+NAMES = ("ostinato", *TORCH, "echo")
 INPUTS, OUTPUTS, LIMIT = 32, 16, 2e-4
 SPARE = 8  # slots for those that join while others leave, and for the flood
 CLOSED, OPEN, FLOOD = 1.2, 1.5, 1.2  # seconds of each part of a turn
@@ -493,6 +498,28 @@ async def answers(contender: Contender, model: Any) -> float:
     return off
 
 
+def table(row: dict[str, Any], streams: int) -> str:
+    """Return the figures of a row of the table, a line for each contender."""
+    heads = "rows/s", "of a core", "p50 ms", "p99 ms", "joining p99 ms", "joins/s", "KB a stream"
+    lines = [f"{row['name']:20}" + "".join(f"{head:>15}" for head in heads)]
+    for name in NAMES:
+        turns = [t[name] for t in row["turns"]]
+
+        def median(part: str, key: str, turns: Any = turns) -> float:
+            return statistics.median(t[part][key] for t in turns)
+
+        joins = streams / statistics.median(t["join_seconds"] for t in turns)
+        figures = (
+            f"{median('closed', 'rows_per_second'):15,.0f}"
+            f"{1 / median('closed', 'cpu_per_row'):15,.0f}"
+            f"{1e3 * median('open', 'p50'):15.2f}{1e3 * median('open', 'p99'):15.2f}"
+            f"{1e3 * median('churn', 'p99'):15.2f}{joins:15,.0f}"
+            f"{row['bytes_per_stream'][name] / 1e3:15.1f}"
+        )
+        lines.append(f"{name:20}{figures}")
+    return "\n".join(lines)
+
+
 def ratios(turns: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return medians of ratios within a round: of the others to ours, and of parts of a turn."""
 
@@ -540,7 +567,7 @@ def main() -> None:
         if args.only in row.name:
             r = measure(row, args.streams, args.rounds, cores)
             figures["rows"].append(r)
-            print(row.name, json.dumps(r["ratio"], indent=1), flush=True)
+            print(table(r, args.streams), json.dumps(r["ratio"], indent=1), sep="\n", flush=True)
     if not args.only:
         out = ROOT / "benchmarks" / "results" / f"{date}-serving-{ost.kernels()['chosen']}.json"
         with safetensors.atomic_write(out) as f:

@@ -7,6 +7,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import fake_cupy
 import ostinato
+import ostinato.cli
 from conftest import native_for_tests
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +88,11 @@ def test_everything_public_is_documented(name: str) -> None:
         ), public
 
 
+# What a comment behind a print says that it prints, where that is a truth, a number or shapes.
+SHAPES = r"\([\d, ]+\)(?: \([\d, ]+\))*"
+PROMISED = re.compile(rf"print\(.*\)  # (True|False|Ragged\(.*\)|{SHAPES}|[\d-]+$)")
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
@@ -95,7 +103,16 @@ def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.M
         native_for_tests()
         fake_cupy.stand_in(monkeypatch)
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-        exec(compile(block, path.name, "exec"), {"__name__": "readme"})
+        told: dict[int, str] = {}
+
+        def keep(*values: Any, sep: str = " ", told: dict[int, str] = told) -> None:
+            told[sys._getframe(1).f_lineno] = sep.join(map(str, values))
+
+        exec(compile(block, path.name, "exec"), {"__name__": "readme", "print": keep})
+        for number, line in enumerate(block.splitlines(), 1):
+            promised = PROMISED.search(line)
+            if promised and number in told:
+                assert told[number].startswith(promised[1]), line
 
 
 def test_the_stubs_of_the_native_module_are_complete() -> None:
@@ -174,3 +191,56 @@ def test_the_stubs_name_the_arguments_of_the_native_module() -> None:
             assert native_arguments(text) == stub_arguments(function), function.name
         seen += 1
     assert seen > 60
+
+
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "HACKING", "SECURITY", "CONTRIBUTING")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.md",
+]
+
+
+PLACEHOLDER = re.compile(r"\b(?:NAME|DATA|DIR|FILE|INPUT)\b|\[|\.\.\.")
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands of a document: lines of plain blocks, and code within the prose."""
+    text = text.replace("\\\n", "")  # a command that goes on in the next line
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    lines = [part for line in lines for part in re.sub(r"\s# .*", "", line).split(" && ")]
+    before = r"^(?:\$ |[A-Z_]+=\S+ |mpiexec -n \d+ |\.venv/bin/)*"
+    return [re.sub(before, "", line.strip()).removesuffix(" &") for line in lines]
+
+
+def parsed(words: list[str]) -> Any:
+    """Return the exit code with which the command line would refuse words, or 0."""
+    try:
+        ostinato.cli.parser(words).parse_args(words)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_in_the_documents(path: Path) -> None:
+    """Programs are there, and the command line takes the words; nothing is run."""
+    text = path.read_text(encoding="utf-8")
+    for command in commands_of(text):
+        program = re.match(r"(?:python3? )?((?:[\w-]+/)+[\w.-]+|[\w-]+\.py)(?: |$)", command)
+        if program and re.match(r"python|tools/", command) and f"as `{program[1]}`" not in text:
+            assert (ROOT / program[1]).exists(), command
+        words = shlex.split(re.sub(r" [<>] ?\S+", "", command)) if "ostinato " in command else []
+        if words[:3] != ["python", "-m", "ostinato"] or PLACEHOLDER.search(command):
+            continue
+        assert parsed(words[3:]) == 0, command
+
+
+def test_commands_are_found() -> None:
+    found = {c for p in DOCUMENTS for c in commands_of(p.read_text(encoding="utf-8"))}
+    assert 'python -m ostinato generate shakespeare --prompt "ROMEO" --length 500' in found
+    assert "python -m ostinato train text --device cuda" in found
+    assert "python benchmarks/serving.py" in found

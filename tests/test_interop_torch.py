@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -633,3 +634,24 @@ def test_softmax_as_a_layer() -> None:
         assert_close(got, model(steps)[0])
     with pytest.raises(ValueError, match=r"at least 1 axis"):
         nn.Softmax()(np.zeros((), np.float32))
+
+
+@needs_torch
+def test_the_checkpoint_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(.*?)```", page, re.S)
+    torch.manual_seed(0)
+    rnn, head = torch.nn.GRU(3, 5, batch_first=True), torch.nn.Linear(5, 2)
+    both = {"rnn": rnn, "head": head}
+    state = {f"module.{n}.{k}": v for n, m in both.items() for k, v in m.state_dict().items()}
+    state["module.norm.num_batches"] = torch.tensor(7)
+    torch.save({"model_state": state, "epoch": 3}, "checkpoint.pt")
+    names: dict[str, Any] = {"ost": ost}
+    exec(compile(block, "interop.md", "exec"), names)
+    x = torch.randn(2, 7, 3)
+    with torch.no_grad():
+        expected = head(rnn(x)[0]).numpy()
+    np.testing.assert_allclose(names["model"](x.numpy())[0], expected, atol=1e-6)

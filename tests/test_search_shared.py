@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fake_mpi
 import ostinato as ost
 from ostinato.train import _study
 
@@ -126,6 +127,33 @@ def test_a_search_in_a_database(tmp_path: Path) -> None:
     second = run(url, 2)
     assert second.trials[:1] == first.trials
     assert run(tmp_path / "a.journal", 2).trials == second.trials
+
+
+def test_databases_that_several_begin_at_once(tmp_path: Path) -> None:
+    """All of them make the tables, and each meets some that another one has just made."""
+    for k in range(3):
+        url, start = f"sqlite:///{tmp_path / f'{k}.db'}", threading.Barrier(3)
+
+        def begin(_: int, url: str = url, start: threading.Barrier = start) -> Any:
+            start.wait()
+            return _study._opened(optuna, url)
+
+        opened = fake_mpi.in_threads(3, begin)
+        optuna.create_study(storage=opened[0], study_name="a")
+        assert [[study.study_name for study in s.get_all_studies()] for s in opened] == [["a"]] * 3
+
+
+def test_a_database_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def out_of_reach(url: str) -> Any:
+        asked.append(url)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", out_of_reach)
+    with pytest.raises(ValueError, match=r"expected the URL of a database.*no route to host"):
+        run("sqlite:///a.db", 1)
+    assert len(asked) == 1
 
 
 def test_a_process_that_dies_loses_its_trial_alone(tmp_path: Path) -> None:

@@ -32,15 +32,19 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "serve.py"
 
 
-@pytest.fixture(scope="module")
-def module() -> Any:
-    spec = importlib.util.spec_from_file_location("serve", SCRIPT)
+def imported(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
-    sys.modules["serve"] = made  # where its dataclasses look themselves up
+    sys.modules[name] = made  # where its dataclasses look themselves up
     spec.loader.exec_module(made)
     return made
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return imported(SCRIPT, "serve")
 
 
 def model_of_rows() -> Any:
@@ -469,3 +473,23 @@ def test_what_cannot_be_served(tmp_path: Path, module: Any) -> None:
         for processes in ("1", "2"):
             with pytest.raises(SystemExit, match=f"serve: 127.0.0.1:{port}: .*in use"):
                 module.main([path, "--port", port, "--processes", processes])
+
+
+def test_what_a_load_test_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Medians over the rounds, in units that a reader knows."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = imported(ROOT / "benchmarks" / "serving.py", "serving_benchmark")
+
+    def turn(k: int) -> dict[str, Any]:
+        part = {"p50": 0.001 * k, "p99": 0.01 * k}
+        closed = {"rows_per_second": 5000.0 * k, "cpu_per_row": 5e-5}
+        return {"closed": closed, "open": part, "churn": {"p99": 0.02 * k}, "join_seconds": 0.5}
+
+    names = bench.NAMES
+    turns = [{name: turn(k) for name in names} for k in (3, 1, 2)]
+    row = {"name": "LSTM", "turns": turns, "bytes_per_stream": dict.fromkeys(names, 18_000)}
+    head, *lines = bench.table(row, 1000).splitlines()
+    assert head.split()[0] == "LSTM"
+    assert [line.split() for line in lines] == [
+        [name, "10,000", "20,000", "2.00", "20.00", "40.00", "2,000", "18.0"] for name in names
+    ]

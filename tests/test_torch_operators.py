@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -411,3 +414,38 @@ def test_two_processes_share_gradients(tmp_path: Path) -> None:
         told, _ = process.communicate(timeout=120)
         assert process.returncode == 0, told
         assert "the same gradients" in told
+
+
+def test_the_program_of_the_documentation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes train as one, by what `torchrun` says to each."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch was built without gloo")
+    page = (Path(__file__).parent.parent / "docs" / "torch.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```py\n(.*?)```", page, re.S)
+    (program,) = (b for b in blocks if "DistributedDataParallel(" in b)
+
+    def world(ranks: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        names = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0}
+        for name, value in {**names, "OSTINATO_NUM_THREADS": 1}.items():
+            monkeypatch.setenv(name, str(value))
+
+    world(2)
+    command = [sys.executable, "-c", program]
+    group = [
+        subprocess.Popen(
+            command, env={**os.environ, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in group]
+    assert [process.returncode for process in group] == [0, 0]
+    world(1)
+    exec(compile(program, "torch.md", "exec"), {"__name__": "alone"})
+    alone = float(capsys.readouterr().out)
+    assert float(said[0]) == pytest.approx(alone, rel=1e-2)
+    assert said[1] == ""
+    assert alone < 0.3

@@ -70,6 +70,20 @@ def test_all_pythons_are_built_for_and_named(wheels: Any) -> None:
     assert named == [version for version in wheels.PYTHONS if not version.endswith("t")]
 
 
+def test_the_source_distribution_has_what_tests_read() -> None:
+    """Results of benchmarks are not part of it, but for those that a test names."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    excluded, included = (
+        re.findall(r'"([^"]+)"', re.findall(rf"^sdist\.{kind} = \[(.*?)\]", project, re.M)[0])
+        for kind in ("exclude", "include")
+    )
+    assert excluded == ["benchmarks/results"]
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py"))
+    read = set(re.findall(r"benchmarks/results/[\w-]+\.json", tests))
+    assert read == set(included)
+    assert all((ROOT / path).exists() for path in read)
+
+
 def test_the_kernels_of_gpus_need_their_compiler(
     wheels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import re
 import threading
 import time
@@ -20,6 +21,7 @@ import numpy as np
 from .. import _check
 from .._annotations import readable
 
+_ATTEMPTS = 30  # to make the tables of a database, which others make as well
 _BEATS = 4  # signs of life within the time after which a trial without one is lost
 # Of a URL: the password behind a user's name, and one among the options.
 _SECRETS = re.compile(r"(?<=://)[^:/@]*:(.*)@|[?&]\w*(?:password|passwd|pwd)\w*=([^&\s]*)", re.I)
@@ -46,6 +48,23 @@ def _journal(optuna: Any, path: Path) -> Any:
         finally:
             lock.release()
     return journal.JournalStorage(journal.JournalFileBackend(str(path)))
+
+
+def _database(optuna: Any, url: str) -> Any:
+    """Open a database, whose tables are made by the process that comes first.
+
+    Of those that come at the same moment several make them, table by table, and each fails at one
+    that another process has made. It finds that one at its next attempt.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception as error:  # whatever SQLAlchemy and drivers raise
+            others = type(error).__name__ == "IntegrityError" or "exists" in str(error).lower()
+            if not others or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.02, 0.1))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _is_journal(path: Path) -> bool:
@@ -76,7 +95,7 @@ def _opened(optuna: Any, storage: Any) -> Any:
     if "://" not in text:
         return _journal(optuna, Path(text))
     try:
-        return optuna.storages.RDBStorage(text)
+        return _database(optuna, text)
     except Exception as error:  # whatever SQLAlchemy and drivers raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         told = _hidden(str(error), text) != str(error)  # a traceback would show the password
