@@ -47,6 +47,11 @@ TRAINING = """
 import sys
 import numpy as np
 import ostinato as ost
+from ostinato.train._shared import SharedGradients, machine
+
+calls = []
+add = SharedGradients.add
+SharedGradients.add = lambda self, factor: (calls.append(self), add(self, factor))
 
 def trained(parallel, **options):
     r = np.random.default_rng(0)
@@ -67,6 +72,11 @@ with ost.train.Parallel() as parallel:
     resumed = trained(parallel, epochs=3, checkpoint="run.safetensors", resume=True)
     assert np.array_equal(resumed, first)
     assert parallel.rank or not np.array_equal(first, one)  # another order of sums
+    together = len(calls)
+    assert bool(together) == parallel._one_machine == bool(machine())
+    parallel._one_machine = False  # as ranks on several machines, which send messages
+    assert np.array_equal(trained(parallel, epochs=3), first)
+    assert len(calls) == together
     print("rank", parallel.rank, "of", parallel.size, "has done")
 """
 
