@@ -16,7 +16,7 @@ from .._annotations import readable
 from .._check import Array
 from .._device import Device
 
-BLOCK = 1 << 15  # numbers of a slice that are added up at a time
+BLOCK = 1 << 16  # numbers of a slice that are added up at a time
 
 
 def cuts_of(count: int, size: int) -> list[int]:
