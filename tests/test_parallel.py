@@ -264,6 +264,34 @@ def test_a_model_has_gradients_of_its_own_when_fit_has_ended(fails: bool) -> Non
 
 
 @pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+def test_a_model_that_is_laid_out_anew_within_fit() -> None:
+    """Its gradients come to the shared memory again; with other sizes that is an error on all."""
+
+    class Net(nn.Model):
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(2, 5, batch_first=True, rng=0)
+            self.out = nn.Linear(5, 1, rng=1)
+
+        def __call__(self, x: Any) -> Any:
+            return self.out(self.rnn(x)[0])
+
+    class Change(ost.train.Callback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            if step == 1:
+                setattr(trainer.model, self.name, nn.Linear(5, 1, rng=2))
+
+    def work(parallel: Any, name: str) -> Any:
+        return trained(parallel, data()[:2], model=Net(), steps=3, callbacks=[Change(name)])
+
+    fake_mpi.same_on_all(fake_mpi.run(2, lambda p: work(p, "out")))
+    for error in fake_mpi.run(2, lambda p: work(p, "another")):
+        assert "parameters of the start of fit on several ranks" in str(error)
+
+
+@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
 @pytest.mark.parametrize("what", ["no memory", "another's", "gone", "no mapping"])
 def test_messages_are_sent_where_memory_cannot_be_shared(
     what: str, monkeypatch: pytest.MonkeyPatch

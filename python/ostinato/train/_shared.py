@@ -100,24 +100,38 @@ class SharedGradients:
     """
 
     def __init__(self, rows: Array, rank: int, comm: Any, model: Layer) -> None:
-        self._block, self._row, self._comm = model._block, rows[rank], comm
+        self._rows, self._rank, self._comm, self._model = rows, rank, comm, model
+        self._row = rows[rank]
         self.hold()
-        own = model._writable_grads().flat
-        # The model may be a part of a larger one.
-        start = (_address(own) - _address(self._row)) // own.itemsize
-        cuts = cuts_of(len(own), len(rows))
-        self._parts = rows[:, start + cuts[rank] : start + cuts[rank + 1]]
-        self._outs = [self._parts[rank], *(a for k, a in enumerate(self._parts) if k != rank)]
 
     def hold(self) -> None:
-        """Make sure that the gradients lie in the row of this rank."""
-        if not self._block.holds_grads(self._row):
-            self._block.place_grads(self._row)
+        """Make sure that the gradients lie in the row of this rank.
+
+        Raises:
+            ValueError: the model has another size than at first.
+        """
+        block, row = self._model._block, self._row
+        if block.holds_grads(row):
+            return
+        if block.values.shape != row.shape:
+            raise ValueError(
+                f"model: expected the {row.size} parameters of the start of fit on several ranks, "
+                f"got {block.values.size}"
+            )
+        block.place_grads(row)
+        own = self._model._writable_grads().flat
+        # The model may be a part of a larger one.
+        start = (_address(own) - _address(row)) // own.itemsize
+        first, end = cuts_of(len(own), len(self._rows))[self._rank : self._rank + 2]
+        self._parts = self._rows[:, start + first : start + end]
+        others = [a for k, a in enumerate(self._parts) if k != self._rank]
+        self._outs = [self._parts[self._rank], *others]
 
     def release(self) -> None:
         """Give the model memory of its own again."""
-        if self._block.holds_grads(self._row):
-            self._block.place_grads(None)
+        block = self._model._block
+        if block.holds_grads(self._row):
+            block.place_grads(None)
 
     def add(self, factor: Any) -> None:
         """Replace the gradients by their sum over the ranks, times a factor, on every rank.
