@@ -1,19 +1,21 @@
 """Training by two processes beside one: python benchmarks/parallel.py [--rounds N] [--out FILE]
 
 It starts itself under ``mpiexec -n 2``; each process has one thread and a core of its own. In every
-round three things run in turn, with the same rows a process: *one* process trains while the other
+round four things run in turn, with the same rows a process: *one* process trains while the other
 sleeps; *each* of the two trains a model of its own, and nothing is exchanged, which is what the
-machine can do at most; *both* train one model, with twice the batch. Printed are rows a second in
-units of one process: 2 is all that there is to win. Then the sum over the ranks is timed beside
-``Allreduce`` of the library of MPI, which promises no order, and the exchange of a few numbers that
-every step makes twice. Times are medians over the steps of rank 0. Last comes, on paper, the share
-of 64 machines that would be used if they sent as these two processes do: docs/parallel.md has the
-model. ``--paper FILE`` computes it from figures that were kept.
+machine can do at most; *both* train one model, with twice the batch, whose gradients lie in memory
+that they share; with *messages* they send them, as two machines do. Printed are rows a second in
+units of one process: 2 is all that there is to win. Then the sum over the ranks, in either way, is
+timed beside ``Allreduce`` of the library of MPI, which promises no order, and the exchange of a few
+numbers that every step makes twice. Times are medians over the steps of rank 0. Last comes, on
+paper, the share of 64 machines that would be used if they sent as these two processes do:
+docs/parallel.md has the model. ``--paper FILE`` computes it from figures that were kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -23,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ CHILD = "OSTINATO_PARALLEL_BENCHMARK"
 # Kind, units, rows a process, steps of a window, steps that are timed.
 CASES: dict[str, tuple[str, int, int, int, int]] = {
     "LSTM 320, 32 rows of 64 steps (train text)": ("LSTM", 320, 32, 64, 12),
-    "GRU 128, 16 rows of 32 steps": ("GRU", 128, 16, 32, 60),
+    "GRU 128, 16 rows of 32 steps": ("GRU", 128, 16, 32, 150),
     "LSTM 1024, 16 rows of 32 steps": ("LSTM", 1024, 16, 32, 8),
 }
 SIZES = (1, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -86,7 +88,7 @@ def scaling(parallel: Any, rounds: int) -> dict[str, Any]:
     comm, out = parallel._comm, {}
     for name, case in CASES.items():
         rows = case[2]
-        found: dict[str, list[float]] = {"one": [], "each": [], "both": []}
+        found: dict[str, list[float]] = {"one": [], "each": [], "both": [], "messages": []}
         for _ in range(rounds):
             together(comm)
             if parallel.rank == 0:
@@ -95,15 +97,27 @@ def scaling(parallel: Any, rounds: int) -> dict[str, Any]:
             found["each"].append(timed_steps(case, None, rows))
             together(comm)
             found["both"].append(timed_steps(case, parallel, 2 * rows))
+            together(comm)
+            with by_messages(parallel):
+                found["messages"].append(timed_steps(case, parallel, 2 * rows))
         if parallel.rank == 0:
-            turns = list(zip(*found.values()))
-            out[name] = {
-                "each": statistics.median(2 * one / each for one, each, _ in turns),
-                "both": statistics.median(2 * one / both for one, _, both in turns),
-                "milliseconds_one": 1e3 * statistics.median(found["one"]),
-                "milliseconds_both": 1e3 * statistics.median(found["both"]),
+            ratios = {
+                kind: statistics.median(2 * one / other for one, other in zip(found["one"], times))
+                for kind, times in found.items()
+                if kind != "one"
             }
+            medians = {f"milliseconds_{k}": 1e3 * statistics.median(v) for k, v in found.items()}
+            out[name] = {**ratios, **medians}
     return out
+
+
+@contextlib.contextmanager
+def by_messages(parallel: Any) -> Iterator[None]:
+    """Let ranks send gradients as messages, as if each were on a machine of its own."""
+    before = parallel._one_machine
+    parallel._one_machine = False
+    yield
+    parallel._one_machine = before
 
 
 def repeated(call: Callable[[], Any], comm: Any, seconds: float = 0.4) -> float:
@@ -129,12 +143,20 @@ def transfers(parallel: Any) -> dict[str, Any]:
     """Return the microseconds of a sum, beside those of Allreduce, and of an exchange."""
     import numpy as np
 
+    import ostinato as ost
+
     comm, rows = parallel._comm, {}
     for size in SIZES:
         a, b = np.ones(size, np.float32), np.empty(size, np.float32)
         ours = repeated(lambda a=a: parallel._add(a), comm)
         theirs = repeated(lambda a=a, b=b: comm.Allreduce(a, b), comm)
         rows[str(size)] = {"sum_us": 1e6 * ours, "allreduce_us": 1e6 * theirs}
+        layer = ost.nn.Linear(size, 1, bias=False, rng=0)
+        shared = parallel._hold_together(layer)
+        if shared is not None:
+            own = layer._writable_grads().flat
+            there = repeated(lambda a=own, s=shared: parallel._add(a, None, s), comm)
+            rows[str(size)]["shared_us"] = 1e6 * there
     exchange = repeated(lambda: parallel._exchange("a benchmark", 1.0), comm)
     return {"float32": rows, "exchange_us": 1e6 * exchange}
 
@@ -199,10 +221,13 @@ def show(found: dict[str, Any]) -> None:
     """Print the table that people read."""
     print("rows a second in units of one process:")
     for name, row in found["scaling"].items():
-        print(f"  {name:44}  each {row['each']:.2f}  both {row['both']:.2f}")
-    print("sum of float32 over two ranks, times as long as Allreduce:")
+        kinds = [kind for kind in ("each", "both", "messages") if kind in row]
+        print(f"  {name:44}", *(f"{kind} {row[kind]:.2f}" for kind in kinds), sep="  ")
+    print("sum of float32 over two ranks by messages and in shared memory, times as long as")
+    print("Allreduce:")
     for size, row in found["transfers"]["float32"].items():
-        print(f"  {int(size):12,}  {row['sum_us'] / row['allreduce_us']:.2f}")
+        ways = [f"{row[k] / row['allreduce_us']:.2f}" for k in ("sum_us", "shared_us") if k in row]
+        print(f"  {int(size):12,}", *ways, sep="  ")
     print(f"share of {MACHINES} machines that send as these processes do, on paper:")
     for name, used in paper(found).items():
         print(f"  {name:44}  {used:.0%}")

@@ -66,6 +66,9 @@ class ThreadComm:
         for sent, n, p in zip(every, counts, places):
             out[p : p + n] = sent
 
+    def Barrier(self) -> None:
+        self._all("Barrier", None)
+
     def Abort(self, code: int) -> None:
         self.shared.barrier.abort()
         raise Aborted(f"rank {self.rank} has ended all with {code}")
@@ -99,12 +102,20 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
     return found
 
 
-def run(size: int, work: Callable[[Any], Any]) -> list[Any]:
-    """Call a function on every rank, in threads; return what it returned or raised on each."""
+def run(size: int, work: Callable[[Any], Any], *, messages: bool = False) -> list[Any]:
+    """Call a function on every rank, in threads; return what it returned or raised on each.
+
+    Args:
+        size: how many ranks there are.
+        work: the function, of a `Parallel`.
+        messages: whether gradients are sent, as by ranks on several machines, also where the ranks
+            can share memory.
+    """
     shared = Shared(size)
 
     def one(rank: int) -> Any:
         with ost.train.Parallel(ThreadComm(rank, shared)) as parallel:
+            parallel._one_machine = parallel._one_machine and not messages
             return work(parallel)
 
     return in_threads(size, one)

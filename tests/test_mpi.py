@@ -47,6 +47,11 @@ TRAINING = """
 import sys
 import numpy as np
 import ostinato as ost
+from ostinato.train._shared import SharedGradients, machine
+
+calls = []
+add = SharedGradients.add
+SharedGradients.add = lambda self, factor: (calls.append(self), add(self, factor))
 
 def trained(parallel, **options):
     r = np.random.default_rng(0)
@@ -67,7 +72,13 @@ with ost.train.Parallel() as parallel:
     resumed = trained(parallel, epochs=3, checkpoint="run.safetensors", resume=True)
     assert np.array_equal(resumed, first)
     assert parallel.rank or not np.array_equal(first, one)  # another order of sums
-    print("rank", parallel.rank, "of", parallel.size, "has done")
+    together = len(calls)
+    assert bool(together) == parallel._one_machine == bool(machine())
+    parallel._one_machine = False  # as ranks on several machines, which send messages
+    assert np.array_equal(trained(parallel, epochs=3), first)
+    assert len(calls) == together
+    # At once, or the words of several ranks come between one another where nothing is buffered.
+    sys.stdout.write(f"rank {parallel.rank} of {parallel.size} has done\\n")
 """
 
 
@@ -95,11 +106,20 @@ import ostinato as ost
 
 class Fail(ost.train.Callback):
     def on_step(self, trainer, step, loss, norm):
-        if trainer.parallel.rank == 1 and step == 4:
+        if trainer.parallel.rank == 1 and step == 4 and sys.argv[1] != "kill in a sum":
             if sys.argv[1] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError("no such word")
 
+calls, add = [], ost.train.Parallel._add
+
+def add_or_die(self, *args):
+    calls.append(self)
+    if self.rank == 1 and len(calls) == 4 and sys.argv[1] == "kill in a sum":
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, *args)
+
+ost.train.Parallel._add = add_or_die
 with ost.train.Parallel() as parallel:
     x = np.ones((64, 3, 2), np.float32)
     trainer = ost.Trainer(
@@ -113,7 +133,7 @@ with ost.train.Parallel() as parallel:
 """
 
 
-@pytest.mark.parametrize("how", ["raise", "kill"])
+@pytest.mark.parametrize("how", ["raise", "kill", "kill in a sum"])
 def test_a_rank_that_fails_ends_the_others_and_leaves_the_checkpoint(
     how: str, tmp_path: Path
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -17,6 +19,7 @@ import ostinato as ost
 from ostinato import nn
 from ostinato.data import PairLoader, RaggedLoader, StreamLoader
 from ostinato.train import Parallel, ParallelError
+from ostinato.train._shared import SharedRows, machine
 from ostinato.train._sums import BLOCK
 from ostinato.train.metrics import Accuracy
 
@@ -26,6 +29,14 @@ def data(count: int = 22, steps: int = 6) -> tuple[Any, Any, Any]:
     r = np.random.default_rng(0)
     x = r.standard_normal((count, steps, 2)).astype(np.float32)
     return x, x.cumsum(1)[..., :1], r.integers(0, steps + 1, count)
+
+
+class Flat(nn.Layer):
+    """A layer of some numbers."""
+
+    def __init__(self, count: int, dtype: Any) -> None:
+        super().__init__(dtype=dtype)
+        self._declare({"a": np.zeros(count, dtype)})
 
 
 def net(dtype: Any = np.float64, **options: Any) -> nn.Sequential:
@@ -175,16 +186,135 @@ def test_sums_have_the_order_of_the_ranks(size: int) -> None:
         for part in parts[1:]:
             wanted = wanted + part
 
-        def work(parallel: Any, parts: Any = parts) -> Any:
+        factor = np.dtype(dtype).type(1 / 3)
+
+        def work(parallel: Any, parts: Any = parts, factor: Any = factor) -> Any:
             own = parts[parallel.rank].copy()
-            parallel._add(own)
+            parallel._add(own, factor)
             return own
 
+        def shared(parallel: Any, parts: Any = parts, factor: Any = factor) -> Any:
+            model = Flat(parts.shape[1], parts.dtype)
+            together = parallel._hold_together(model)
+            model._writable_grads()["a"][...] = parts[parallel.rank]
+            parallel._exchange("the gradients")
+            parallel._add(model._writable_grads().flat, factor, together)
+            together.release()
+            return model.grads["a"]
+
         with np.errstate(over="ignore"):
-            rounded = wanted.astype(dtype)
-        for found in fake_mpi.run(size, work):
+            rounded = wanted.astype(dtype) * factor
+        ways = [fake_mpi.run(size, work)] + ([fake_mpi.run(size, shared)] if machine() else [])
+        for found in [one for way in ways for one in way]:
             assert found.dtype == dtype
             assert np.array_equal(found, rounded)
+
+
+@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_that_share_memory_have_the_bits_of_those_that_send_messages(size: int) -> None:
+    """Also where the model is a part of a larger one, whose other gradients stay what they are."""
+
+    def work(parallel: Any) -> Any:
+        whole = nn.Sequential(nn.Linear(2, 3, rng=0), net(np.float32), nn.Linear(1, 2, rng=1))
+        whole.layers[0]._writable_grads()["bias"][...] = 5
+        trainer = trained(parallel, data(), model=whole.layers[1], accumulate=2)
+        assert (whole.grads["0.bias"] == 5).all()
+        return trainer
+
+    ways = [fake_mpi.run(size, work, messages=m) for m in (False, True)]
+    calls = [set(found[0].parallel._comm.shared.calls) for found in ways]
+    assert "Alltoallv" in calls[1]
+    assert "Alltoallv" not in calls[0]
+    there, sent = (fake_mpi.same_on_all(found) for found in ways)
+    assert np.array_equal(there.model.flat, sent.model.flat)
+    assert np.array_equal(there.model.flat_grads, sent.model.flat_grads)
+
+
+def owner(a: Any) -> Any:
+    """Return what the memory of an array belongs to."""
+    while isinstance(a, (np.ndarray, memoryview)):
+        a = a.base if isinstance(a, np.ndarray) else a.obj
+    return a
+
+
+@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_has_gradients_of_its_own_when_fit_has_ended(fails: bool) -> None:
+    def work(parallel: Any) -> Any:
+        model, seen = net(), []
+
+        class See(ost.train.Callback):
+            def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+                seen.append(type(owner(model.flat_grads)).__name__)
+                if fails and parallel.rank == 1:
+                    raise KeyError("no such word")
+
+        error = pytest.raises((KeyError, ParallelError)) if fails else contextlib.nullcontext()
+        with error:
+            trained(parallel, model=model, steps=2, callbacks=[See()])
+        return seen, owner(model.flat_grads), model.flat_grads.any()
+
+    before = os.listdir("/proc/self/fd")
+    for seen, left, counted in fake_mpi.run(2, work):
+        assert set(seen) == {"mmap"}
+        assert left is None
+        assert counted
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+def test_a_model_that_is_laid_out_anew_within_fit() -> None:
+    """Its gradients come to the shared memory again; with other sizes that is an error on all."""
+
+    class Net(nn.Model):
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(2, 5, batch_first=True, rng=0)
+            self.out = nn.Linear(5, 1, rng=1)
+
+        def __call__(self, x: Any) -> Any:
+            return self.out(self.rnn(x)[0])
+
+    class Change(ost.train.Callback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            if step == 1:
+                setattr(trainer.model, self.name, nn.Linear(5, 1, rng=2))
+
+    def work(parallel: Any, name: str) -> Any:
+        return trained(parallel, data()[:2], model=Net(), steps=3, callbacks=[Change(name)])
+
+    fake_mpi.same_on_all(fake_mpi.run(2, lambda p: work(p, "out")))
+    for error in fake_mpi.run(2, lambda p: work(p, "another")):
+        assert "parameters of the start of fit on several ranks" in str(error)
+
+
+@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@pytest.mark.parametrize("what", ["no memory", "another's", "gone", "no mapping"])
+def test_messages_are_sent_where_memory_cannot_be_shared(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    find = SharedRows.open
+    if what == "no memory":
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    elif what == "another's":  # of another machine, with the same numbers
+        monkeypatch.setattr(SharedRows, "open", lambda self, at: find(self, (*at[:2], "other")))
+    elif what == "gone":
+        monkeypatch.setattr(SharedRows, "open", lambda self, at: find(self, (at[0], 10**6, at[2])))
+    else:
+        monkeypatch.setattr(SharedRows, "_map", refuse)
+    before = os.listdir("/proc/self/fd")
+    found = fake_mpi.run(3, lambda p: trained(p, steps=2))
+    assert "Alltoallv" in found[0].parallel._comm.shared.calls
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    sent = fake_mpi.run(3, lambda p: trained(p, steps=2), messages=True)
+    same = fake_mpi.same_on_all(found).model.flat == fake_mpi.same_on_all(sent).model.flat
+    assert same.all()
 
 
 def test_dropout_repeats_itself_and_differs_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,16 +327,17 @@ def test_dropout_repeats_itself_and_differs_among_ranks(monkeypatch: pytest.Monk
     own: dict[int, Any] = {}
     add = Parallel._add
 
-    def noted(self: Any, values: Any) -> None:
+    def noted(self: Any, values: Any, *more: Any) -> None:
         own[self.rank] = values.copy()
-        add(self, values)
+        add(self, values, *more)
 
     monkeypatch.setattr(Parallel, "_add", noted)
     x = np.ones((2, 3, 2))  # a row for each rank, and the same one
     for rate in (0.0, 0.5):
         model = {"num_layers": 2, "dropout": rate}
         data = x, x[..., :1]
-        fake_mpi.run(2, lambda p, m=model, d=data: trained(p, d, model=net(**m), steps=1))
+        work = lambda p, m=model, d=data: trained(p, d, model=net(**m), steps=1)
+        fake_mpi.run(2, work, messages=True)  # others would write to what is noted
         assert np.array_equal(own[0], own[1]) == (rate == 0)
 
 
@@ -546,7 +677,7 @@ def test_too_little_memory_for_the_gradients_is_told_to_all(
             short.thread = threading.get_ident()
         return trained(parallel)
 
-    found = fake_mpi.run(2, work)
+    found = fake_mpi.run(2, work, messages=True)
     assert isinstance(found[rank], MemoryError)
     assert isinstance(found[1 - rank], ParallelError)
     assert "MemoryError: no room for the gradients" in str(found[1 - rank])
@@ -589,13 +720,17 @@ def test_an_error_behind_one_that_was_caught_is_told_to_all(rank: int, then: str
             assert f"rank {rank} of 3 has failed: OSError" in str(found[k])
 
 
-def test_a_transfer_that_fails_ends_all_ranks(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("call", ["Alltoallv", "Barrier"])
+def test_a_transfer_that_fails_ends_all_ranks(call: str, capfd: pytest.CaptureFixture[str]) -> None:
+    if call == "Barrier" and not machine():
+        pytest.skip("this system has no memory that processes share")
+
     def work(parallel: Any) -> Any:
         if parallel.rank:
-            parallel._comm.Alltoallv = lambda *_: 1 / 0
+            setattr(parallel._comm, call, lambda *_: 1 / 0)
         return trained(parallel)
 
-    found = fake_mpi.run(2, work)
+    found = fake_mpi.run(2, work, messages=call == "Alltoallv")
     assert isinstance(found[1], fake_mpi.Aborted)
     assert "rank 1 of 2 failed while it exchanged data" in capfd.readouterr().err
 
@@ -673,7 +808,7 @@ def test_every_application_trains_on_all_ranks(tmp_path: Path) -> None:
 
         for calls in fake_mpi.run(2, work):
             assert not isinstance(calls, BaseException), f"{name}: {calls!r}"
-            assert "Alltoallv" in calls, name
+            assert {"Alltoallv", "Barrier"} & set(calls), name
 
 
 def test_what_launchers_say(monkeypatch: pytest.MonkeyPatch) -> None:

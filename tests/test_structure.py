@@ -173,10 +173,11 @@ def test_files_are_written_in_one_place() -> None:
         if lines:
             found[path.relative_to(ROOT).as_posix()] = lines
     # The settings of a process in /proc, the standard output's end, and HDF5 in memory; the null
-    # device, where the ranks behind the first print; and a journal, which other processes append
-    # to: what is half-written at its end is cut off in place, under the lock of its writers.
+    # device, where the ranks behind the first print; memory that ranks share; and a journal, which
+    # other processes append to: what is half-written at its end is cut off in place, under the lock
+    # of its writers.
     known = {"tasks/bench.py": 1, "cli/_output.py": 1, "interop/_keras_write.py": 1}
-    known |= {"cli/_ranks.py": 1, "train/_study.py": 1}
+    known |= {"cli/_ranks.py": 1, "train/_shared.py": 1, "train/_study.py": 1}
     assert {name: len(lines) for name, lines in found.items() if name not in WRITERS} == known
     assert set(found) >= WRITERS
 

@@ -778,9 +778,13 @@ class StreamLoader:
         Yields:
             ``x, target``.
         """
+        yield from self._windows(start, slice(None))
+
+    def _windows(self, start: int, rows: slice) -> Iterator[tuple[Any, Any]]:
+        """Yield some rows of the windows from number ``start`` on."""
         for k in range(start, len(self)):
             part = slice(k * self.window, (k + 1) * self.window)
-            x, target = self._x[part], self._target[part]
+            x, target = self._x[part, rows], self._target[part, rows]
             if not self.time_major:
                 x, target = x.T, target.T
             yield _check.contiguous(x, np.int64), _check.contiguous(target, np.int64)

@@ -107,6 +107,17 @@ class Block:
         """Whether a buffer is that of the gradients."""
         return buffer is self.__dict__.get("grads")
 
+    def place_grads(self, buffer: Array | None) -> None:
+        """Move the gradients of a model on the CPU to other memory.
+
+        Args:
+            buffer: as long as that of the parameters; None: new memory of this process alone.
+        """
+        if buffer is None:
+            buffer = _aligned(self.values.size, self.values.dtype)
+        buffer[...] = self.held_grads if self.has_grads else 0
+        self.grads = buffer
+
     @property
     def has_grads(self) -> bool:
         """Whether there is memory of gradients; all are zero without."""

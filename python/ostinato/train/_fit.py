@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _deferred, _device
-from .._check import Array
 from ..nn import Layer, Model, Recurrent, Sequential
 from ._callbacks import Callback
 from ._checkpoint import Place
@@ -202,10 +201,11 @@ class Fit(Resumable):
         """Return why the run is to end, by a signal or a callback on any rank, or ""."""
         ranks, t = self.ranks, self.trainer
         asked = ranks._exchange("the end of a step", signals.seen or 0, bool(t._stop))
-        if asked[:, 0].any():
-            signals.seen = int(asked[:, 0].max())
+        seen, stops = asked.T.tolist()
+        if any(seen):
+            signals.seen = int(max(seen))
             return "interrupted"
-        if ranks.size > 1 and asked[:, 1].any():
+        if ranks.size > 1 and any(stops):
             t._stop = next(reason for reason in ranks._collect_all(t._stop) if reason)
         return t._stop
 
@@ -248,6 +248,7 @@ class Fit(Resumable):
             if figures.counts:
                 self._whole = False
                 value = _deferred.quotient(figures.total, figures.weight)
+                summed = summed and self.ranks.size == 1  # ranks divide as they add up
                 norm = self.stepper.apply(at.step + 1, value, figures.weight, checks, summed=summed)
                 self._newest = figures.window or self._newest
                 if not self._unread.pending:
@@ -279,17 +280,22 @@ class Fit(Resumable):
         own.counts = own.counts and own.weight != 0
         own.window = own.window if own.counts else None
         rows = sum(batch.whole for batch in group)
+        if self.shared is not None:
+            self.shared.hold()
         gradients = self.trainer.model._writable_grads().flat
-        self.ranks._room(gradients)
+        if self.shared is None:
+            self.ranks._room(gradients)
         table = self.ranks._exchange(
             "an update", own.total, own.weight, own.counts, own.over, own.done, rows
         )
-        _check_rows(table[:, 5])
-        total, weight = (sum(column) for column in table[:, :2].T.tolist())
-        counts, over = bool(table[:, 2].any()), bool(table[:, 3].all())
+        # As lists: this is a part of a small step, and ranks are few.
+        totals, weights, counted, over, done, wholes = table.T.tolist()
+        _check_rows(wholes)
+        total, weight, counts = sum(totals), sum(weights), any(counted)
         if counts:
-            self.ranks._add(gradients)
-        return _Figures(total, weight, counts, own.window, over, int(table[:, 4].max()))
+            factor = _deferred.scalar(1 / _deferred.divisor(weight), gradients.dtype)
+            self.ranks._add(gradients, factor, self.shared)
+        return _Figures(total, weight, counts, own.window, all(over), int(max(done)))
 
     def _waits(self) -> bool:
         """Whether the figures of updates can stay on a device for now."""
@@ -464,10 +470,10 @@ class Fit(Resumable):
         return False
 
 
-def _check_rows(rows: Array) -> None:
+def _check_rows(rows: list[float]) -> None:
     """Raise unless all ranks have been given batches of the same number of rows."""
-    other = int((rows != rows[0]).argmax())
-    if other:
+    if len(set(rows)) > 1:
+        other = next(k for k, count in enumerate(rows) if count != rows[0])
         raise ParallelError(
             f"rank {other} was given a batch of {rows[other]:.0f} rows, and rank 0 one of "
             f"{rows[0]:.0f}: expected every rank to be given the same whole batches, which are "

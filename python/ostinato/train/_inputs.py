@@ -18,6 +18,7 @@ from ..data import (
     Inputs,
     InputsLoader,
     RaggedLoader,
+    StreamLoader,
     as_array,
     targets_of,
     whole_input,
@@ -277,6 +278,9 @@ class Source:
         if self.part is not None and selections is not None and _picks(self.loader):
             yield from self._own_samples(selections(epoch, start), self.part, start)
             return
+        if self.part is not None and isinstance(self.loader, StreamLoader) and _picks(self.loader):
+            yield from self._own_streams(self.loader, self.part, start)
+            return
         rows = selections(epoch, start) if selections is not None else None
         raw = (
             self.loader.batches(epoch, start)
@@ -299,6 +303,17 @@ class Source:
                 self.loader._batch(own), first=k == start == 0, rows=own, divided=True
             )
             yield replace(batch, whole=len(rows))
+
+    def _own_streams(self, loader: StreamLoader, part: slice, start: int) -> Iterator[Batch]:
+        """Yield this rank's rows of each window, of which no other row is read."""
+        count = loader.batch_size
+        own = len(range(*part.indices(count)))
+        for k, given in enumerate(loader._windows(start, part)):
+            if not own:
+                yield none_of(self.time_major, count)
+                continue
+            batch = self._checked(given, first=k == start == 0, rows=None, divided=True)
+            yield replace(batch, whole=count)
 
     def _checked(self, batch: Any, first: bool, rows: Any, divided: bool = False) -> Batch:
         if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:

@@ -13,7 +13,7 @@ import socket
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,12 @@ from .._annotations import readable
 from .._check import Array
 from .._device import Device
 from .._runtime import get_num_threads, set_num_threads
-from ._sums import Nccl, cuts_of, nccl_of, summed
+from ._shared import SharedGradients, SharedRows, machine
+from ._sums import Nccl, add_up, cuts_of, nccl_of
 from ._types import Diverged
+
+if TYPE_CHECKING:
+    from ..nn import Layer
 
 _threads_are_shared = False
 WIDTH = 6  # numbers that a rank can tell the others at a time
@@ -79,6 +83,7 @@ class Parallel:
         self._received: Array = np.zeros(0)
         self._nccl: Nccl | None = None
         self.local_rank = 0
+        self._one_machine = False  # which has memory that its processes can share
         if self.size > 1:
             self._look_around(world)
 
@@ -109,10 +114,11 @@ class Parallel:
         Leave each of all processes its share of the cores that several of them may use, once.
         """
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        own = (socket.gethostname(), cores)
+        own = (socket.gethostname(), cores, machine())
         with self._communicating():
             all_of_them = self._comm.allgather(own)
-        self.local_rank = [host for host, _ in all_of_them[: self.rank]].count(own[0])
+        self.local_rank = [host for host, *_ in all_of_them[: self.rank]].count(own[0])
+        self._one_machine = bool(own[2]) and len({(host, m) for host, _, m in all_of_them}) == 1
         if world:
             self._share_threads(all_of_them.count(own))
 
@@ -150,10 +156,11 @@ class Parallel:
         self, place: str, numbers: Any, error: BaseException | None
     ) -> tuple[Array, BaseException | None]:
         """Return what all ranks say, and what is wrong with it: a failure, or different places."""
-        table = self._gathered(zlib.crc32(place.encode()), numbers, error)
-        if table[:, 0].any():
+        table, failed = self._gathered(zlib.crc32(place.encode()), numbers, error)
+        if failed:
             return table, self._error_of_another()
-        if (table[:, 1] == table[0, 1]).all():
+        first, *others = table[:, 1].tolist()
+        if all(one == first for one in others):
             return table, None
         with self._communicating():
             places = self._comm.allgather(place)
@@ -204,16 +211,20 @@ class Parallel:
         self._say(error)
         raise error
 
-    def _gathered(self, place: int, numbers: Any, error: BaseException | None) -> Array:
-        own, table = np.zeros(2 + WIDTH), np.zeros((self.size, 2 + WIDTH))
-        own[:2] = error is not None, place
-        own[2 : 2 + len(numbers)] = numbers
+    def _gathered(
+        self, place: int, numbers: Any, error: BaseException | None
+    ) -> tuple[Array, bool]:
+        """Return a row of what each rank says, and whether one of them has failed."""
+        unused = (0.0,) * (WIDTH - len(numbers))
+        own = np.array((error is not None, place, *numbers, *unused), np.float64)
+        table = np.zeros((self.size, 2 + WIDTH))
         with self._communicating():
             self._comm.Allgather(own, table)
-            if table[:, 0].any():
+            failed = any(table[:, 0].tolist())
+            if failed:
                 said = None if error is None else f"{type(error).__name__}: {error}"
                 self._failures = self._comm.allgather(said)
-        return table
+        return table, failed
 
     def _error_of_another(self) -> BaseException:
         rank, said = next((k, s) for k, s in enumerate(self._failures) if s)
@@ -244,20 +255,28 @@ class Parallel:
 
     # -- arrays and objects ------------------------------------------------------------------------
 
-    def _add(self, values: Array) -> None:
+    def _add(
+        self, values: Array, factor: Any = None, shared: SharedGradients | None = None
+    ) -> None:
         """Replace an array by its sum over the ranks, the same bits on every rank.
 
-        Each rank adds up one slice, in the order of the ranks and in float64, and rounds once;
-        the sums are then gathered.
+        Each rank adds up one slice, in the order of the ranks and in float64, rounds once, and
+        multiplies; the sums are then gathered.
 
         Args:
             values: contiguous ``[n]`` of float32 or float64, as long on every rank.
+            factor: what the sums are multiplied by; None: 1.
+            shared: what `_hold_together` has returned for the gradients that these are, in which
+                the ranks reach one another's.
         """
         if self.size == 1:
             return
         with self._communicating():
             if self._nccl is not None and _device.of(values) is self._nccl.device:
-                self._nccl.add(values)
+                self._nccl.add(values, factor)
+                return
+            if shared is not None:
+                shared.add(factor)
                 return
             cuts = cuts_of(len(values), self.size)
             counts = np.diff(cuts).tolist()
@@ -267,8 +286,9 @@ class Parallel:
             self._comm.Alltoallv(
                 [values, (counts, cuts[:-1])], [received, ([own] * self.size, places)]
             )
-            rounded = summed(received.reshape(self.size, own))
-            self._comm.Allgatherv(rounded, [values, (counts, cuts[:-1])])
+            parts = received.reshape(self.size, own)
+            add_up(parts, [parts[0]], factor)
+            self._comm.Allgatherv(parts[0], [values, (counts, cuts[:-1])])
 
     def _room(self, values: Array) -> Array:
         """Return memory for the slices that `_add` receives, which is kept from call to call.
@@ -283,6 +303,32 @@ class Parallel:
         if self._received.shape != (count,) or self._received.dtype != values.dtype:
             self._received = np.empty(count, values.dtype)
         return self._received
+
+    def _hold_together(self, model: Layer) -> SharedGradients | None:
+        """Move the gradients of a model to memory that all ranks reach; None: there is none.
+
+        Args:
+            model: one of as many parameters on every rank.
+
+        Raises:
+            ParallelError: another rank has failed.
+        """
+        whole = model._block.values
+        if not self._one_machine or _device.of(whole) is not None:
+            return None
+        memory = SharedRows(self.size, whole.size, whole.dtype)
+        place = memory.make() if self.rank == 0 else None
+        made = self._exchange("new memory for the gradients", place is not None)
+        if not made[0, 0]:
+            return None
+        place = self._share(place)
+        if self.rank and place is not None:
+            memory.open(place)
+        found = self._exchange("the memory of the gradients", memory.rows is not None)
+        memory.close()
+        if memory.rows is None or not found.all():
+            return None
+        return SharedGradients(memory.rows, self.rank, self._comm, model)
 
     def _own(self, device: str) -> str:
         """Return the name of the GPU of this rank where "cuda" is asked for, and others as given.

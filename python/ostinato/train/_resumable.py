@@ -29,6 +29,7 @@ from ._restore import (
     split_parameters,
 )
 from ._settings import Settings
+from ._shared import SharedGradients
 from ._step import Stepper, Walk, Window
 from ._types import History, diverged
 from ._unread import Updates
@@ -65,6 +66,7 @@ class Resumable:
         self._newest: Window | None = None
         self._known_good = -1  # the last step whose parameters had a finite loss
         self._saved = (-1, -1)
+        self.shared: SharedGradients | None = None  # memory that all ranks reach, if there is any
         self._whole = True  # False within an update
         self._kept = settings.checkpoint is not None  # whether rank 0 writes a checkpoint
         self._began = 0  # the step that this call of fit began with
@@ -196,6 +198,13 @@ class Resumable:
         with t.model.write() as p:
             p.flat[...] = _device.like(flat, p.flat)
         t.optimizer.load_state_dict(optimizer)
+        self.shared = ranks._hold_together(t.model)
+
+    def end(self) -> None:
+        """Give the model memory of its own for its gradients, if ranks have shared it."""
+        if self.shared is not None:
+            self.shared.release()
+            self.shared = None
 
     def _given(self) -> dict[str, Any]:
         """Return what has to be equal on all ranks, by name."""

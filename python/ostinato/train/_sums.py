@@ -7,7 +7,7 @@ order that depends on how the machines are connected.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from .._annotations import readable
 from .._check import Array
 from .._device import Device
 
-BLOCK = 1 << 14  # numbers of a slice that are added up at a time
+BLOCK = 1 << 16  # numbers of a slice that are added up at a time
 
 
 def cuts_of(count: int, size: int) -> list[int]:
@@ -24,24 +24,40 @@ def cuts_of(count: int, size: int) -> list[int]:
     return [count * k // size for k in range(size + 1)]
 
 
-def summed(parts: Array) -> Array:
-    """Return the sum over the first axis: in its order and in float64, rounded once."""
+def add_up(parts: Array, outs: Sequence[Array], factor: Any = None) -> None:
+    """Write the sum over the first axis: in its order and in float64, rounded once.
+
+    Args:
+        parts: ``[size, n]`` of float32 or float64.
+        outs: arrays ``[n]``, which may be rows of ``parts``.
+        factor: what the sum is multiplied by after it was rounded; None: 1.
+    """
+    count = parts.shape[1]
+    # On a CPU the sums stay in its cache; on a GPU every block is a few launches.
+    step = BLOCK if isinstance(parts, np.ndarray) else max(count, 1)
     # What overflows is infinite, and found with the norm.
-    with np.errstate(over="ignore"):
-        if len(parts) == 2:
-            # The same bits: a sum of two float32 that is rounded to float64 first is rounded to
-            # float32 as if it had not been, since 53 >= 2 * 24 + 2 (Figueroa 1995).
-            pair: Array = parts[0] + parts[1]
-            return pair
-        out: Array = np.empty(parts.shape[1:], parts.dtype, like=parts)
-        # On a CPU the sums in float64 stay in its cache; on a GPU every block is a few launches.
-        step = BLOCK if isinstance(parts, np.ndarray) else max(len(out), 1)
-        for begin in range(0, len(out), step):
-            total = parts[0, begin : begin + step].astype(np.float64)
-            for part in parts[1:]:
-                total += part[begin : begin + step]
-            out[begin : begin + step] = total.astype(parts.dtype)
-    return out
+    with np.errstate(all="ignore"):
+        for begin in range(0, count, step):
+            here = slice(begin, begin + step)
+            out = outs[0][here]
+            _sum_into(out, parts[:, here])
+            if factor is not None:
+                out *= factor
+            for other in outs[1:]:
+                other[here] = out
+
+
+def _sum_into(out: Array, parts: Array) -> None:
+    """Write the sum over the first axis, of which ``out`` may be a row."""
+    if len(parts) == 2:
+        # The same bits: a sum of two float32 that is rounded to float64 first is rounded to
+        # float32 as if it had not been, since 53 >= 2 * 24 + 2 (Figueroa 1995).
+        np.add(parts[0], parts[1], out=out)
+        return
+    total = parts[0].astype(np.float64)
+    for part in parts[1:]:
+        total += part
+    out[...] = total
 
 
 def nccl_of(device: Device) -> Any:
@@ -89,11 +105,12 @@ class Nccl:
             self._received = self.device.empty(shape, values.dtype)
         return self._received
 
-    def add(self, values: Array) -> None:
-        """Replace an array by its sum over the ranks, on the current stream.
+    def add(self, values: Array, factor: Any = None) -> None:
+        """Replace an array by its sum over the ranks, times a factor, on the current stream.
 
         Args:
             values: contiguous ``[n]`` of float32 or float64 on the device, as long on every rank.
+            factor: None: 1.
         """
         cuts = cuts_of(len(values), self.size)
         slices = [values[begin:end] for begin, end in itertools.pairwise(cuts)]
@@ -103,7 +120,7 @@ class Nccl:
         with self.device.here():
             self._exchange([(k, slices[k]) for k in others], [(k, parts[k]) for k in others])
             parts[self.rank] = own
-            own[...] = summed(parts)
+            add_up(parts, [own], factor)
             self._exchange([(k, own) for k in others], [(k, slices[k]) for k in others])
 
     def _exchange(

@@ -465,9 +465,12 @@ class Trainer:
         if first:
             check_files(run.settings, resume, overwrite)
         check_intervals(run.settings, run.total())
-        run.begin(resume)
-        bar = [Progress(run.total())] if progress and first else []
-        return run.go([*self.callbacks, *bar])
+        try:
+            run.begin(resume)
+            bar = [Progress(run.total())] if progress and first else []
+            return run.go([*self.callbacks, *bar])
+        finally:
+            run.end()
 
     def _sources(
         self, train: Any, validation: Any, batch_size: int, shuffle: bool, seed: int
