@@ -384,9 +384,7 @@ class Backward {
     if (index == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
   }
   void clear_weight_sums(Index part, int index, int count) {
-    for_columns(index, count, [&](int q, Index begin, Index n) {
-      fill_zero(weight_sums(q, part, begin), depth(q) * n);
-    });
+    for_columns(index, count, [&](int q, Index begin, Index n) { fill_zero(weight_sums(q, part, begin), depth(q) * n); });
   }
   // Sums of dW or dR lie as [part][group][depth][columns of the group]: what a task adds to is one run of memory.
   T* weight_sums(int q, Index part, Index offset) { return weight_sums_[q] + depth(q) * (part * s_.width(q) + offset); }
