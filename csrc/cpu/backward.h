@@ -275,7 +275,7 @@ class Backward {
       if (index == 0) ran_in_ = &w;
     } else {
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
-        weight_task(w, rows, part, q, g, depth, weight_sums(q, part) + s_.offset_of(q, g), s_.width(q), first_block);
+        weight_task(w, rows, part, q, g, depth, weight_sums(q, part, s_.offset_of(q, g)), sums_stride(q, g), first_block);
       });
     }
   }
@@ -293,7 +293,7 @@ class Backward {
         return;
       }
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
-        const Index stride = s_.columns(q) * s_.units_of(q, g) * L;
+        const Index stride = sums_stride(q, g);
         weight_task(*ran_in_, {0, call_.batch}, 0, q, g, depth, mine.sums, stride, true);
         add_weight(q, g, depth, mine.sums, stride);
         if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) return;
@@ -307,7 +307,7 @@ class Backward {
     const Range groups = part_of(s_.groups, index, count);
     for (Index g = groups.begin; g < groups.end; ++g) {
       for (int q = 0; q < kCount; ++q) {
-        add_weight(q, g, {0, depth(q)}, weight_sums_[q] + s_.offset_of(q, g), s_.width(q));
+        add_weight(q, g, {0, depth(q)}, weight_sums(q, 0, s_.offset_of(q, g)), sums_stride(q, g));
         add_bias(q, g);
         add_gains(q, g);
       }
@@ -316,7 +316,7 @@ class Backward {
     if constexpr (kProjected) {
       const Range others = part_of(s_.groups_of(kCount), index, count);
       for (Index g = others.begin; g < others.end; ++g)
-        add_weight(kCount, g, {0, s_.depth(kCount)}, weight_sums_[kCount] + s_.offset_of(kCount, g), s_.width(kCount));
+        add_weight(kCount, g, {0, s_.depth(kCount)}, weight_sums(kCount, 0, s_.offset_of(kCount, g)), sums_stride(kCount, g));
     }
   }
   void end() {
@@ -384,11 +384,11 @@ class Backward {
     if (index == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
   }
   void clear_weight_sums(Index part, int index, int count) {
-    for_columns(index, count, [&](int q, Index begin, Index n) {
-      for (Index k = 0; k < depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, n);
-    });
+    for_columns(index, count, [&](int q, Index begin, Index n) { fill_zero(weight_sums(q, part, begin), depth(q) * n); });
   }
-  T* weight_sums(int q, Index part) { return weight_sums_[q] + part * depth(q) * s_.width(q); }
+  // Sums of dW or dR lie as [part][group][depth][columns of the group]: what a task adds to is one run of memory.
+  T* weight_sums(int q, Index part, Index offset) { return weight_sums_[q] + depth(q) * (part * s_.width(q) + offset); }
+  Index sums_stride(int q, Index g) const { return s_.columns(q) * s_.units_of(q, g) * L; }
 
   Index chunk_row(Index t, Index t0, Range rows, Index i) const { return (t - t0) * (rows.end - rows.begin) + i - rows.begin; }
   // The states that a step of row b starts from.
@@ -947,7 +947,7 @@ class Backward {
     if (!weight) return;
     const Index first = s_.offset_of(q, g), whole = depth(q);
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
-      add_transposed(sums + position - first, stride, {parts(), whole * stride}, columns, weight + row * whole, whole, lanes,
+      add_transposed(sums + position - first, stride, {parts(), whole * s_.width(q)}, columns, weight + row * whole, whole, lanes,
                      call_.overwrite);
     });
   }

@@ -97,6 +97,10 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
     for (int j = 0; j < N; ++j) P::finish(acc[m][j], init[m] + j * L, head + (N + j) * L, row[m] + depth).store(out[m] + j * L);
 }
 
+// Sums over so many rows take as long as the tile that they are added to takes to come from memory: it is fetched ahead.
+constexpr Index kFetchDepth = 16;
+constexpr int kLineVectors = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
+
 // out[m] (+)= sum over k of a[k][column + m] * b[k][offset ..]: an outer-product sum over rows k, from zero; the first one is stored. For
 // dW and dR: a are rows of operands, b rows of da; exact ones are read where they lie, others come as words of kPack rows.
 template <class P>
@@ -113,9 +117,16 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) acc[m][j] = V(T(0));
+  if (depth >= kFetchDepth) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int j = 0; j < N; j += kLineVectors) __builtin_prefetch(out + m * out_stride + j * V::kLanes, 1);
+  }
   for (Index k = 0; k < depth; ++k) {
     const auto* x = a[k] + column;
     const auto* d = b[k] + offset;
+    asm("" : "+r"(x), "+r"(d));  // one address each: gcc would keep one for every column, more than there are registers
     typename P::Weights v[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) v[j] = P::load(d + j * V::kLanes);
