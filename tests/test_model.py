@@ -521,6 +521,13 @@ def test_ties_of_a_model_in_use() -> None:
     )
     pullback(np.ones_like(after))
     assert model.grads["pair.embed.weight"].any(1).all()  # of both uses: row 6 is never looked up
+    outer = Outer()
+    outer.other = nn.Embedding(7, 4, rng=2)
+    outer.tie("pair.head.weight", "other.weight")
+    names = list(outer.parameters())
+    with pytest.raises(KeyError, match=r"tie: expected the name of a parameter"):
+        outer.pair.tie("head.weight", "embed.weight")  # it gives way to the outer model's already
+    assert list(outer.parameters()) == names
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ TRAINING = """
 import sys
 import numpy as np
 import ostinato as ost
-from ostinato.train._shared import SharedGradients, machine
+from ostinato.train._shared import SharedGradients
 
 calls = []
 add = SharedGradients.add
@@ -73,7 +73,7 @@ with ost.train.Parallel() as parallel:
     assert np.array_equal(resumed, first)
     assert parallel.rank or not np.array_equal(first, one)  # another order of sums
     together = len(calls)
-    assert bool(together) == parallel._one_machine == bool(machine())
+    assert bool(together) == parallel.shares_memory
     parallel._one_machine = False  # as ranks on several machines, which send messages
     assert np.array_equal(trained(parallel, epochs=3), first)
     assert len(calls) == together

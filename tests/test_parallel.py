@@ -19,9 +19,21 @@ import ostinato as ost
 from ostinato import nn
 from ostinato.data import PairLoader, RaggedLoader, StreamLoader
 from ostinato.train import Parallel, ParallelError
-from ostinato.train._shared import SharedRows, machine
+from ostinato.train._shared import SharedGradients, SharedRows, machine
 from ostinato.train._sums import BLOCK
 from ostinato.train.metrics import Accuracy
+
+
+def shares() -> bool:
+    """Return whether processes can share memory here: some sandboxes do not let them."""
+    memory = SharedRows(1, 1, np.dtype(np.float32))
+    made = memory.make() is not None
+    memory.close()
+    return made and bool(machine())
+
+
+SHARES = shares()
+needs_shared_memory = pytest.mark.skipif(not SHARES, reason="processes share no memory here")
 
 
 def data(count: int = 22, steps: int = 6) -> tuple[Any, Any, Any]:
@@ -50,10 +62,11 @@ def trained(
     """Train a small model, and return its trainer with the history."""
     given = {k: options.pop(k) for k in ("tbptt", "metrics", "callbacks") if k in options}
     loss = options.pop("loss", ost.losses.MSE())
+    optimizer = options.pop("optimizer", None) or ost.optim.Adam(1e-2)
     trainer = ost.Trainer(
         net() if model is None else model,
         loss,
-        ost.optim.Adam(1e-2),
+        optimizer,
         clip_norm=0.5,
         parallel=parallel,
         **given,
@@ -204,13 +217,13 @@ def test_sums_have_the_order_of_the_ranks(size: int) -> None:
 
         with np.errstate(over="ignore"):
             rounded = wanted.astype(dtype) * factor
-        ways = [fake_mpi.run(size, work)] + ([fake_mpi.run(size, shared)] if machine() else [])
+        ways = [fake_mpi.run(size, work)] + ([fake_mpi.run(size, shared)] if SHARES else [])
         for found in [one for way in ways for one in way]:
             assert found.dtype == dtype
             assert np.array_equal(found, rounded)
 
 
-@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@needs_shared_memory
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_that_share_memory_have_the_bits_of_those_that_send_messages(size: int) -> None:
     """Also where the model is a part of a larger one, whose other gradients stay what they are."""
@@ -238,7 +251,7 @@ def owner(a: Any) -> Any:
     return a
 
 
-@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@needs_shared_memory
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_model_has_gradients_of_its_own_when_fit_has_ended(fails: bool) -> None:
     def work(parallel: Any) -> Any:
@@ -263,9 +276,9 @@ def test_a_model_has_gradients_of_its_own_when_fit_has_ended(fails: bool) -> Non
     assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
-@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@needs_shared_memory
 def test_a_model_that_is_laid_out_anew_within_fit() -> None:
-    """Its gradients come to the shared memory again; with other sizes that is an error on all."""
+    """Its gradients come to the shared memory again; those of other sizes are sent."""
 
     class Net(nn.Model):
         def __init__(self) -> None:
@@ -283,15 +296,66 @@ def test_a_model_that_is_laid_out_anew_within_fit() -> None:
             if step == 1:
                 setattr(trainer.model, self.name, nn.Linear(5, 1, rng=2))
 
-    def work(parallel: Any, name: str) -> Any:
-        return trained(parallel, data()[:2], model=Net(), steps=3, callbacks=[Change(name)])
+    for name, is_sent in (("out", False), ("another", True)):
 
-    fake_mpi.same_on_all(fake_mpi.run(2, lambda p: work(p, "out")))
-    for error in fake_mpi.run(2, lambda p: work(p, "another")):
-        assert "parameters of the start of fit on several ranks" in str(error)
+        def work(parallel: Any, name: str = name) -> Any:
+            options = {"optimizer": ost.optim.SGD(0.1), "callbacks": [Change(name)]}
+            return trained(parallel, data()[:2], model=Net(), steps=3, **options)
+
+        there, sent = (fake_mpi.run(2, work, messages=m) for m in (False, True))
+        assert ("Alltoallv" in there[0].parallel._comm.shared.calls) == is_sent
+        same = fake_mpi.same_on_all(there).model.flat == fake_mpi.same_on_all(sent).model.flat
+        assert same.all()
 
 
-@pytest.mark.skipif(not machine(), reason="this system has no memory that processes share")
+@needs_shared_memory
+def test_a_model_at_another_place_on_every_rank() -> None:
+    def work(parallel: Any) -> Any:
+        own = nn.Linear(2, 40 * (parallel.rank + 1), rng=0)
+        whole = nn.Sequential(own, net(np.float32))
+        return trained(parallel, data()[:2], model=whole.layers[1], steps=3)
+
+    there, sent = (fake_mpi.run(2, work, messages=m) for m in (False, True))
+    assert not there[0].parallel.shares_memory
+    same = fake_mpi.same_on_all(there).model.flat == fake_mpi.same_on_all(sent).model.flat
+    assert same.all()
+
+
+@needs_shared_memory
+def test_arrays_of_gradients_of_before_have_those_of_the_end() -> None:
+    def work(parallel: Any) -> Any:
+        model = net()
+        before = model.grads
+        trained(parallel, model=model, steps=2)
+        return before.flat.copy(), model.grads.flat.copy()
+
+    for before, after in fake_mpi.run(2, work):
+        assert after.any()
+        assert np.array_equal(before, after)
+
+
+@needs_shared_memory
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_within_fit_has_gradients_of_its_own() -> None:
+    rows = SharedRows(2, net(np.float32).flat.size, np.dtype(np.float32))
+    rows.make()
+    model = net(np.float32)
+    assert rows.rows is not None
+    held = SharedGradients(rows.rows, 0, None, model)
+    model._writable_grads().flat[:] = 3
+    child = os.fork()
+    if not child:
+        seen = bool((model.flat_grads == 3).all())
+        model._writable_grads().flat[:] = 7
+        os._exit(0 if seen else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (model.flat_grads == 3).all()
+    held.release()
+    rows.close()
+    assert (model.flat_grads == 3).all()
+
+
+@needs_shared_memory
 @pytest.mark.parametrize("what", ["no memory", "another's", "gone", "no mapping"])
 def test_messages_are_sent_where_memory_cannot_be_shared(
     what: str, monkeypatch: pytest.MonkeyPatch
@@ -722,7 +786,7 @@ def test_an_error_behind_one_that_was_caught_is_told_to_all(rank: int, then: str
 
 @pytest.mark.parametrize("call", ["Alltoallv", "Barrier"])
 def test_a_transfer_that_fails_ends_all_ranks(call: str, capfd: pytest.CaptureFixture[str]) -> None:
-    if call == "Barrier" and not machine():
+    if call == "Barrier" and not SHARES:
         pytest.skip("this system has no memory that processes share")
 
     def work(parallel: Any) -> Any:

@@ -441,11 +441,15 @@ def test_the_program_of_the_documentation(
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in group]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in group]
+    finally:
+        for process in group:  # of two, one waits for the other if that has failed
+            process.kill()
     assert [process.returncode for process in group] == [0, 0]
     world(1)
     exec(compile(program, "torch.md", "exec"), {"__name__": "alone"})
     alone = float(capsys.readouterr().out)
-    assert float(said[0]) == pytest.approx(alone, rel=1e-2)
+    assert float(said[0]) == pytest.approx(alone, abs=1e-3)
     assert said[1] == ""
     assert alone < 0.3

@@ -421,6 +421,9 @@ def main() -> int:
             sys.exit(f"{name}: expected {old!r} once in {file}, found it {count} times")
     ledger = Ledger(args.out, "mutants")
     names = [name for name in names if ledger.of(name).get("mistake") != "\n".join(MUTANTS[name])]
+    if not names:
+        print("all of them were caught before")
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder, built = Path(temporary) / "tree", Path(temporary) / "built"
         for path in command("git", "ls-files", folder=ROOT).split():

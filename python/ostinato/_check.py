@@ -30,11 +30,19 @@ _elements_of_file: ContextVar[int | None] = ContextVar("elements_of_file", defau
 _values_follow: ContextVar[bool] = ContextVar("values_follow", default=False)
 
 
-def some(names: Sequence[Any]) -> str:
+def some(names: Sequence[Any], plain: bool = False) -> str:
     """Return the first names of a list for an error; a file may make both as long as it likes."""
     first = [n[:LONGEST] if isinstance(n, str) else n for n in names[:SHOWN]]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    if plain:
+        return ", ".join(map(str, first)) + more
     return f"[{', '.join(f'{n!r:.{LONGEST + 2}}' for n in first)}]{more}" if names else "nothing"
+
+
+def quoted(value: object) -> str:
+    """Return a value as Python writes it, for an error; of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def flag(name: str, value: object) -> bool:

@@ -34,9 +34,8 @@ from typing import IO, Any
 import numpy as np
 
 from ._annotations import readable
-from ._check import Array
+from ._check import Array, quoted
 from ._files import atomic_write, open_regular
-from ._quoted import quoted
 
 __all__ = ["atomic_write", "load", "save"]
 

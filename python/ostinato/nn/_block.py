@@ -107,15 +107,9 @@ class Block:
         """Whether a buffer is that of the gradients."""
         return buffer is self.__dict__.get("grads")
 
-    def place_grads(self, buffer: Array | None) -> None:
-        """Move the gradients of a model on the CPU to other memory.
-
-        Args:
-            buffer: as long as that of the parameters; None: new memory of this process alone.
-        """
-        if buffer is None:
-            buffer = _aligned(self.values.size, self.values.dtype)
-        buffer[...] = self.held_grads if self.has_grads else 0
+    def place_grads(self, buffer: Array) -> None:
+        """Move the gradients of a model on the CPU to other memory, as long as its parameters."""
+        buffer[...] = self.held_grads
         self.grads = buffer
 
     @property

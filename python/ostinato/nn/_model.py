@@ -559,6 +559,13 @@ class Model(Layer):
         _tie(block, name, to)
         self._ties[name] = to
         self._mark()
+        if self._joined is not None:
+            try:
+                _ = self._block  # laid out anew at once, or all is as it was
+            except BaseException:
+                del self._ties[name]
+                self._mark()
+                raise
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import audio
-from .._check import Array
+from .._check import Array, quoted
 from .._files import open_regular
-from .._quoted import quoted
 
 LARGEST = 64 << 20  # bytes of a file of transcripts
 QUIETEST = 1e-3  # the largest sample of a clip that counts as silent

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .._annotations import readable
-from .._check import Array
-from .._quoted import listed, quoted
+from .._check import Array, quoted, some
 from ._application import held_out_of, package_file
 from ._frames import Raw, import_polars, load
 from ._table import ReadOptions
@@ -190,9 +189,8 @@ def read_tables(
 def _column(raw: Raw, option: str, name: str) -> list[str]:
     """Return the cells of a column as text."""
     if name not in raw.columns:
-        raise ValueError(
-            f"{option}: expected one of the columns {listed(raw.columns)}, got {name!r}"
-        )
+        known = some(list(raw.columns), plain=True)
+        raise ValueError(f"{option}: expected one of the columns {known}, got {name!r}")
     if raw.is_text(name):
         cells: list[str] = raw.columns[name].to_list()
         return cells
@@ -330,8 +328,7 @@ def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
                 raise ValueError(
                     f"DATA: expected at least 2 different texts of every class, one of which is "
                     f"held out, got 1 of {quoted(label)} in {documents.places[first]}; remove "
-                    f"it, or "
-                    "give the rows to hold out by --test FILE"
+                    "it, or give the rows to hold out by --test FILE"
                 )
             texts = list(rows)
             for n in rng.permutation(len(texts))[: _count(len(texts), share)]:
@@ -363,12 +360,11 @@ def numbers_of(documents: Documents, labels: Sequence[str]) -> Array:
     unknown = [k for k, label in enumerate(documents.labels) if label not in index]
     if unknown:
         k = unknown[0]
-        known = listed(labels)
+        known = some(labels, plain=True)
         more = f" (and {len(unknown) - 1} more rows)" if len(unknown) > 1 else ""
         raise ValueError(
             f"DATA: expected labels that were trained on ({known}), got "
-            f"{quoted(documents.labels[k])} in "
-            f"{documents.places[k]}{more}"
+            f"{quoted(documents.labels[k])} in {documents.places[k]}{more}"
         )
     return np.array([index[label] for label in documents.labels], np.int64)
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .._check import Array
+from .._check import Array, some
 from .._files import open_regular
-from .._quoted import listed
 from . import _csv, _numbers, _times
 from ._table import ReadOptions
 
@@ -138,7 +137,7 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
     if all(_times.kinds_of(c, True)[0] or _numbers.share_of_numbers(c, ()) for c in full):
         raise ValueError(
             f"FILE: expected names of columns in line {cells.first_line}, got "
-            f"{listed(cells.first[:4])} in {source}; "
+            f"{some(cells.first[:4], plain=True)} in {source}; "
             "--no-header if that is a row of values, --header if those are names"
         )
 

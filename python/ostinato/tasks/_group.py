@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .._check import Array
-from .._quoted import listed, quoted
+from .._check import LONGEST, Array, quoted
 from ._axis import DAY, Axis, Step, find_axis, floor_to
 from ._frames import Columns
 from ._table import Series
@@ -74,7 +73,7 @@ class Group:
             self.grid[n][position] = v
 
     def _of(self) -> str:
-        return f" of {listed([self.name])}" if self.name else ""
+        return f" of {self.name[:LONGEST]}" if self.name else ""
 
     def _gathered(self, stamps: Stamps, step: Step) -> Stamps:
         if stamps.values.dtype.kind == "f":

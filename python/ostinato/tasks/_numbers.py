@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._check import Array
-from .._quoted import quoted
+from .._check import Array, quoted
 
 __all__ = ["LARGEST", "NULLS", "Marks", "Numbers", "find_marks", "parse", "share_of_numbers"]
 

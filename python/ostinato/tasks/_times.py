@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._check import Array
-from .._quoted import quoted
+from .._check import Array, quoted
 
 __all__ = ["MONTH_FORMS", "Stamps", "kinds_of", "localise", "offset_of", "parse_times"]
 
@@ -155,8 +154,7 @@ def parse_times(
         if found is None or share < 0.5:
             raise ValueError(
                 f"--time: expected a column of times, got {quoted(cells[0])} in column "
-                f"{quoted(name)}, "
-                f"{where(0)}; say how they are written with --time-format"
+                f"{quoted(name)}, {where(0)}; say how they are written with --time-format"
             )
         stamps = (
             _counted(cells, where, name, form)
@@ -175,8 +173,7 @@ def parse_times(
             row = int(outside.argmax())
             raise ValueError(
                 f"FILE: expected years of 1 to 9999, got {quoted(cells[row])} in column "
-                f"{quoted(name)}, "
-                f"{where(row)}"
+                f"{quoted(name)}, {where(row)}"
             )
         if timezone is not None and stamps.zone is None:
             stamps = localise(stamps, timezone, where, name)
@@ -200,8 +197,7 @@ def _written(
     if found == "two digits":
         raise ValueError(
             f"--time-format: expected years of four digits, got {quoted(cells[0])} in column "
-            f"{quoted(name)}, "
-            f"{where(0)}; name the format, such as '%d.%m.%y' or '%m/%d/%y'"
+            f"{quoted(name)}, {where(0)}; name the format, such as '%d.%m.%y' or '%m/%d/%y'"
         )
     pattern = _rust(FORMS[found])
     match = cells.str.contains(pattern)
@@ -312,8 +308,7 @@ def _zoned(
         row = int(without.argmax())
         raise ValueError(
             f"FILE: expected a zone with every time or with none, got none in column "
-            f"{quoted(name)}, "
-            f"{where(row)}"
+            f"{quoted(name)}, {where(row)}"
         )
     different = {z: offset_of(z) for z in set(zones)}
     offsets = np.array([different[z] for z in zones]).astype("timedelta64[m]")
@@ -470,8 +465,8 @@ def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: s
         row = int(np.isnat(earlier).argmax())
         raise ValueError(
             f"--timezone: expected times that the clocks of {timezone} show, got "
-            f"{stamps.values[row]} in column {quoted(name)}, {where(row)}, when they are put "
-            f"forward"
+            f"{stamps.values[row]} in column {quoted(name)}, {where(row)}, when they are "
+            "put forward"
         )
     instants = earlier.copy()
     twice = np.flatnonzero(earlier != later)

@@ -15,8 +15,7 @@ import numpy as np
 
 from .. import _check, losses, nn, optim, safetensors
 from .._annotations import readable
-from .._check import Array
-from .._quoted import quoted
+from .._check import Array, quoted
 from .._ragged import Ragged, leaves
 from ..data import RaggedLoader
 from ..train import Parallel, Trainer
@@ -486,8 +485,7 @@ def read_held_out(
     if len(set(documents.labels)) < 2:
         raise ValueError(
             f"DATA: expected at least 2 classes to train on, got {quoted(documents.labels[0])} "
-            f"alone in "
-            f"{documents.source}"
+            f"alone in {documents.source}"
         )
     if options.test:
         return documents, read_tables([options.test], options.text, options.label), ""

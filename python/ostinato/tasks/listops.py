@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._annotations import readable
-from .._quoted import quoted
+from .._check import quoted
 from .._trees import Trees
 
 __all__ = ["Expression", "generate", "read", "trees_of", "value"]

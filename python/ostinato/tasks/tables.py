@@ -6,14 +6,14 @@ is an error that names the option.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from .._annotations import readable
-from .._check import Array
-from .._quoted import listed, quoted
+from .._check import LONGEST, Array, quoted, some
 from . import _numbers
 from ._axis import UNITS, Step, common_step, parse_step
 from ._frames import Columns, import_polars, load
@@ -178,9 +178,8 @@ class _Reader:
         for option, names in used:
             for name in names:
                 if name not in self.raw.columns:
-                    raise ValueError(
-                        f"{option}: expected one of {listed(self.raw.columns)}, got {name!r}"
-                    )
+                    known = some(list(self.raw.columns), plain=True)
+                    raise ValueError(f"{option}: expected one of {known}, got {name!r}")
                 if name in taken:
                     raise ValueError(
                         f"{option}: expected columns without another use, got {name!r}, which is "
@@ -234,18 +233,17 @@ class _Reader:
             n for n in self.columns.free() if n != time and self.columns.share_of_numbers(n) >= 0.5
         ]
         if not numeric:
-            raise ValueError(
-                f"FILE: expected a column of numbers, got none in {listed(self.raw.columns)}"
-            )
+            names = some(list(self.raw.columns), plain=True)
+            raise ValueError(f"FILE: expected a column of numbers, got none in {names}")
         if len(numeric) == 1:
             return numeric[0]
         values = {n: self._numbers(n, False) for n in numeric}
         why = {n: self._not_a_series(n, v) for n, v in values.items()}
         left = [n for n, reason in why.items() if not reason]
         if len(left) != 1:
+            names = some(left or numeric, plain=True)
             raise ValueError(
-                "--column: expected the column to forecast, for it can be "
-                f"{listed(left or numeric)}; several train "
+                f"--column: expected the column to forecast, for it can be {names}; several train "
                 "one model, and --known and --observed make inputs of others"
             )
         if time is None:
@@ -253,8 +251,7 @@ class _Reader:
                 if reason == "counts the rows" and (np.diff(values[name]) < 0).any():
                     raise ValueError(
                         f"--time: expected rows in order, got {quoted(name)} out of order; "
-                        f"--time {listed([name])} "
-                        "sorts by it"
+                        f"--time {shlex.quote(name[:LONGEST])} sorts by it"
                     )
         self.notes.append("; ".join(f"column {n} left out: {r}" for n, r in why.items() if r))
         return left[0]
@@ -289,9 +286,12 @@ class _Reader:
             read = _numbers.parse(cells, self.marks, self.options.null)
             if read.bad.any():
                 row = int(read.bad.argmax())
+                cell = str(cells[row])
+                fix = f"; --null {shlex.quote(cell)} if that means a missing value"
+                fix = fix if len(cell) <= LONGEST else ""
                 raise ValueError(
                     f"FILE: expected numbers, got {quoted(cells[row])} in column {quoted(name)}, "
-                    f"{where(row)}; --null {quoted(cells[row])} if that means a missing value"
+                    f"{where(row)}{fix}"
                 )
             values = read.values
         else:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .._annotations import readable
+from .._check import quoted
 from .._files import atomic_write
-from .._quoted import quoted
 from . import _picture, corpora
 from ._application import Application, Figures, Run, option, package_file, split, texts_given
 from ._tagger import Sentences, Tagger, TaggerOptions, are_texts

@@ -280,21 +280,20 @@ class Fit(Resumable):
         own.counts = own.counts and own.weight != 0
         own.window = own.window if own.counts else None
         rows = sum(batch.whole for batch in group)
-        if self.shared is not None:
-            self.shared.hold()
+        held = self.shared is not None and self.shared.hold()
         gradients = self.trainer.model._writable_grads().flat
-        if self.shared is None:
+        if not held:
             self.ranks._room(gradients)
         table = self.ranks._exchange(
-            "an update", own.total, own.weight, own.counts, own.over, own.done, rows
+            "an update", own.total, own.weight, own.counts, own.over, own.done, rows, held
         )
         # As lists: this is a part of a small step, and ranks are few.
-        totals, weights, counted, over, done, wholes = table.T.tolist()
+        totals, weights, counted, over, done, wholes, all_held = table.T.tolist()
         _check_rows(wholes)
         total, weight, counts = sum(totals), sum(weights), any(counted)
         if counts:
             factor = _deferred.scalar(1 / _deferred.divisor(weight), gradients.dtype)
-            self.ranks._add(gradients, factor, self.shared)
+            self.ranks._add(gradients, factor, self.shared if all(all_held) else None)
         return _Figures(total, weight, counts, own.window, all(over), int(max(done)))
 
     def _waits(self) -> bool:

@@ -22,7 +22,7 @@ from .._annotations import readable
 from .._check import Array
 from .._device import Device
 from .._runtime import get_num_threads, set_num_threads
-from ._shared import SharedGradients, SharedRows, machine
+from ._shared import SharedGradients, SharedRows, machine, place_of
 from ._sums import Nccl, add_up, cuts_of, nccl_of
 from ._types import Diverged
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..nn import Layer
 
 _threads_are_shared = False
-WIDTH = 6  # numbers that a rank can tell the others at a time
+WIDTH = 7  # numbers that a rank can tell the others at a time
 END = "the end of the program"
 
 
@@ -69,6 +69,8 @@ class Parallel:
         size: how many processes there are.
         local_rank: the number of this process among those of its machine, from 0 on: on a machine
             with several GPUs, ``model.to(f"cuda:{parallel.local_rank}")`` gives each its own.
+        shares_memory: whether the ranks of the last `fit` had their gradients in memory that they
+            share. Otherwise they sent messages, or were on GPUs; the bits are the same.
     """
 
     def __init__(self, comm: Any = None) -> None:
@@ -83,6 +85,7 @@ class Parallel:
         self._received: Array = np.zeros(0)
         self._nccl: Nccl | None = None
         self.local_rank = 0
+        self.shares_memory = False
         self._one_machine = False  # which has memory that its processes can share
         if self.size > 1:
             self._look_around(world)
@@ -314,20 +317,25 @@ class Parallel:
             ParallelError: another rank has failed.
         """
         whole = model._block.values
+        self.shares_memory = False
         if not self._one_machine or _device.of(whole) is not None:
             return None
         memory = SharedRows(self.size, whole.size, whole.dtype)
-        place = memory.make() if self.rank == 0 else None
-        made = self._exchange("new memory for the gradients", place is not None)
-        if not made[0, 0]:
+        try:
+            place = memory.make() if self.rank == 0 else None
+            where = (whole.size, place_of(model))
+            made = self._exchange("new memory for the gradients", place is not None, *where)
+            if not made[0, 0] or (made[:, 1:3] != made[0, 1:3]).any():
+                return None
+            place = self._share(place)
+            if self.rank and place is not None:
+                memory.open(place)
+            found = self._exchange("the memory of the gradients", memory.rows is not None)
+        finally:
+            memory.close()
+        if memory.rows is None or not found[:, 0].all():
             return None
-        place = self._share(place)
-        if self.rank and place is not None:
-            memory.open(place)
-        found = self._exchange("the memory of the gradients", memory.rows is not None)
-        memory.close()
-        if memory.rows is None or not found.all():
-            return None
+        self.shares_memory = True
         return SharedGradients(memory.rows, self.rank, self._comm, model)
 
     def _own(self, device: str) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _device
-from .._check import Array
-from .._quoted import quoted
+from .._check import Array, quoted
 from ..nn import Layer, Recurrent, Sequential
 from ..nn._description import compare_functions
 from ._checkpoint import Saved

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core, _device
-from .._check import Array
-from .._quoted import quoted
+from .._check import Array, quoted
 from ..nn._description import functions_of
 from . import _checkpoint
 from ._checkpoint import Place, Saved

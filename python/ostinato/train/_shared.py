@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class SharedRows:
             if os.readlink(path).startswith(f"/memfd:{name}"):  # not of another machine
                 self._file = os.open(path, os.O_RDWR)
                 self._map(self._file)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: it is shorter than these rows
             self.rows = None
         self.close()
 
@@ -89,6 +90,9 @@ class SharedRows:
         self.rows = whole[:, :count]
 
 
+_held: weakref.WeakSet[SharedGradients] = weakref.WeakSet()
+
+
 class SharedGradients:
     """The gradients of a model in one of the rows that ranks share.
 
@@ -96,42 +100,40 @@ class SharedGradients:
         rows: ``[size, n]``, that of each rank, as long as the buffer that holds the gradients.
         rank: the number of this rank.
         comm: a communicator of mpi4py, of these ranks.
-        model: that of this rank.
+        model: that of this rank, whose parameters lie at one place on all of them.
     """
 
     def __init__(self, rows: Array, rank: int, comm: Any, model: Layer) -> None:
         self._rows, self._rank, self._comm, self._model = rows, rank, comm, model
         self._row = rows[rank]
         self.hold()
+        _held.add(self)
 
-    def hold(self) -> None:
-        """Make sure that the gradients lie in the row of this rank.
+    def hold(self) -> bool:
+        """Let the gradients lie in the row of this rank; return whether they fit there.
 
-        Raises:
-            ValueError: the model has another size than at first.
+        They do not in those of a model that has been given more or fewer parameters since.
         """
         block, row = self._model._block, self._row
         if block.holds_grads(row):
-            return
+            return True
         if block.values.shape != row.shape:
-            raise ValueError(
-                f"model: expected the {row.size} parameters of the start of fit on several ranks, "
-                f"got {block.values.size}"
-            )
+            return False
+        start = place_of(self._model)
+        count = len(self._model._writable_grads().flat)
+        self._own = block.held_grads  # to which they return: arrays of them may be in use
         block.place_grads(row)
-        own = self._model._writable_grads().flat
-        # The model may be a part of a larger one.
-        start = (_address(own) - _address(row)) // own.itemsize
-        first, end = cuts_of(len(own), len(self._rows))[self._rank : self._rank + 2]
+        first, end = cuts_of(count, len(self._rows))[self._rank : self._rank + 2]
         self._parts = self._rows[:, start + first : start + end]
         others = [a for k, a in enumerate(self._parts) if k != self._rank]
         self._outs = [self._parts[self._rank], *others]
+        return True
 
     def release(self) -> None:
-        """Give the model memory of its own again."""
+        """Give the model its own memory again."""
         block = self._model._block
         if block.holds_grads(self._row):
-            block.place_grads(None)
+            block.place_grads(self._own)
 
     def add(self, factor: Any) -> None:
         """Replace the gradients by their sum over the ranks, times a factor, on every rank.
@@ -145,9 +147,25 @@ class SharedGradients:
         self._comm.Barrier()
 
 
+def place_of(model: Layer) -> int:
+    """Return where the parameters of a model begin in their buffer, its own or a larger one."""
+    own, whole = model._writable_grads().flat, model._block.held_grads
+    return (_address(own) - _address(whole)) // whole.itemsize
+
+
 def _address(a: Array) -> int:
     address: int = a.__array_interface__["data"][0]
     return address
+
+
+def _in_a_child() -> None:
+    """Give a process that was forked within `fit` gradients of its own."""
+    for gradients in list(_held):
+        gradients.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_child)
 
 
 readable(globals())
