@@ -6,6 +6,9 @@ import importlib.machinery
 import importlib.util
 import re
 import sys
+import types
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,31 @@ def test_headers_in_one_folder(wheels: Any, tmp_path: Path) -> None:
     assert wheels.found("3.14", "x86_64", headers) is not None
     free = wheels.found("3.14t", "aarch64", headers)
     assert (free.tag, free.abi) == ("cp314", "cp314t")
+
+
+def test_a_wheel_that_is_packed_again_is_a_sound_archive(
+    wheels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index refuses one whose entries are not packed as they say."""
+
+    def packed(data: bytes, level: int) -> bytes:
+        compressor = zlib.compressobj(min(level, 9), zlib.DEFLATED, -15)
+        return compressor.compress(data) + compressor.flush()
+
+    monkeypatch.setitem(sys.modules, "deflate", types.SimpleNamespace(deflate_compress=packed))
+    given, out = tmp_path / "a.whl", tmp_path / "out"
+    out.mkdir()
+    files = {"a/b.py": b"x = 1\n" * 50, "a/py.typed": b"", "a/c.so": bytes(1000)}
+    with zipfile.ZipFile(given, "w") as z:
+        z.mkdir("a") if hasattr(z, "mkdir") else z.writestr("a/", b"")
+        for name, data in files.items():
+            stored = name == "a/c.so"
+            z.writestr(name, data, zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(wheels.shortened(given, out)) as z:
+        assert {name: z.read(name) for name in z.namelist()} == files
+        for entry in z.infolist():
+            assert entry.compress_type == zipfile.ZIP_DEFLATED
+            assert entry.compress_size == len(packed(files[entry.filename], 12))
 
 
 def test_all_pythons_are_built_for_and_named(wheels: Any) -> None:
