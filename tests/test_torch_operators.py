@@ -395,9 +395,14 @@ SCRIPT = """
 """
 
 
+needs_gloo = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this PyTorch was built without gloo",
+)
+
+
+@needs_gloo
 def test_two_processes_share_gradients(tmp_path: Path) -> None:
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch was built without gloo")
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
     meeting = str(tmp_path / "meeting")
@@ -416,12 +421,11 @@ def test_two_processes_share_gradients(tmp_path: Path) -> None:
         assert "the same gradients" in told
 
 
+@needs_gloo
 def test_the_program_of_the_documentation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes train as one, by what `torchrun` says to each."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch was built without gloo")
     page = (Path(__file__).parent.parent / "docs" / "torch.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```py\n(.*?)```", page, re.S)
     (program,) = (b for b in blocks if "DistributedDataParallel(" in b)

@@ -75,7 +75,7 @@ def test_a_wheel_that_is_packed_again_is_a_sound_archive(
     out.mkdir()
     files = {"a/b.py": b"x = 1\n" * 50, "a/py.typed": b"", "a/c.so": bytes(1000)}
     with zipfile.ZipFile(given, "w") as z:
-        z.mkdir("a") if hasattr(z, "mkdir") else z.writestr("a/", b"")
+        z.writestr("a/", b"")
         for name, data in files.items():
             stored = name == "a/c.so"
             z.writestr(name, data, zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED)

@@ -6,6 +6,8 @@ import copy
 import glob
 import inspect
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -193,15 +195,19 @@ class Model(Layer):
         if changes:
             self._refuse_fixed(name, "set its attributes before")
         self._set(name, value)
-        if changes and self._joined is not None:
-            try:
-                _ = self._block  # laid out anew at once, or all is as it was
-            except BaseException:  # Ctrl-C, too, leaves the model as it was
-                if known:
-                    self._set(name, old)
-                else:
-                    delattr(self, name)
-                raise
+        if changes:
+            undo = partial(self._set, name, old) if known else partial(delattr, self, name)
+            self._lay_out_or(undo)
+
+    def _lay_out_or(self, undo: Callable[[], None]) -> None:
+        """Lay a block that is there out anew at once; where that fails, undo what was changed."""
+        if self._joined is None:
+            return
+        try:
+            _ = self._block
+        except BaseException:  # Ctrl-C, too, leaves the model as it was
+            undo()
+            raise
 
     def _refuse_fixed(self, name: str, instead: str) -> None:
         """Raise if this model is laid out as a part of one whose layers stay."""
@@ -559,13 +565,11 @@ class Model(Layer):
         _tie(block, name, to)
         self._ties[name] = to
         self._mark()
-        if self._joined is not None:
-            try:
-                _ = self._block  # laid out anew at once, or all is as it was
-            except BaseException:
-                del self._ties[name]
-                self._mark()
-                raise
+        self._lay_out_or(partial(self._untie, name))
+
+    def _untie(self, name: str) -> None:
+        del self._ties[name]
+        self._mark()
 
     @property
     def dtype(self) -> np.dtype[Any]:
