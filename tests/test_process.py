@@ -237,6 +237,9 @@ def test_environment_variables() -> None:
     done = python(show, OSTINATO_NUM_THREADS="many")
     assert "OSTINATO_NUM_THREADS: expected a whole number from 1 to 1024, got 'many'" in done.stderr
     assert "got '0'" in python(show, OSTINATO_NUM_THREADS="0").stderr
+    unset = dict.fromkeys(("OSTINATO_KERNELS", "OSTINATO_NUM_THREADS", "OSTINATO_WAIT"), "")
+    done = python(show, **unset)  # one that is empty counts as not set
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_import_loads_only_what_every_program_needs() -> None:

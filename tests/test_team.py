@@ -74,7 +74,7 @@ def test_the_bits_are_the_same_however_workers_wait(policy: str, threads: None, 
 def test_units_of_one_step_are_shared_by_those_who_come(threads: None) -> None:
     """A single row is split by hidden units.
 
-    Whoever is late has a part in the next block of steps.
+    Whoever is late has a part in the steps, or blocks of them, that are left.
     """
     layer = ost.nn.LSTM(256, 320, rng=0)
     x = np.random.default_rng(0).normal(size=(300, 1, 256)).astype(np.float32)
@@ -89,6 +89,39 @@ def test_units_of_one_step_are_shared_by_those_who_come(threads: None) -> None:
         assert np.array_equal(y, want[0])
         assert np.array_equal(pullback(y)[0], want[1])
         assert np.array_equal(layer.flat_grads, want[2])
+
+
+@pytest.mark.parametrize("name", ["rows", "units", "directions", "layers"])
+def test_members_that_sleep_at_once_have_the_same_bits(name: str, threads: None) -> None:
+    """Whoever waits sleeps, is woken, and has a part in turns of a few steps.
+
+    Otherwise members look for so long before they sleep that they seldom do.
+    """
+    shape, options = {
+        "rows": ((40, 24, 32), {}),
+        "units": ((60, 1, 160), {}),
+        "directions": ((40, 3, 32), {"bidirectional": True}),
+        "layers": ((40, 3, 32), {"num_layers": 3}),
+    }[name]
+    layer = ost.nn.LSTM(shape[2], 160, rng=0, **options)  # type: ignore[arg-type]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def all_of() -> list[Any]:
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x)
+        return [layer(x)[0].copy(), y.copy(), pullback(y)[0].copy(), layer.flat_grads.copy()]
+
+    ost.set_num_threads(1)
+    want = all_of()
+    _core.set_impatient(True)
+    try:
+        for n in (2, 3, 4):
+            ost.set_num_threads(n)
+            for _ in range(15):
+                for got, wanted in zip(all_of(), want):
+                    assert np.array_equal(got, wanted)
+    finally:
+        _core.set_impatient(False)
 
 
 def test_wait_is_told_and_checked(wait: None) -> None:
@@ -134,16 +167,17 @@ def test_workers_are_kept_from_the_callers_cpu() -> None:
     """
     code = """
         import os, time
+        from pathlib import Path
         import numpy as np
         import ostinato as ost
         allowed = os.sched_getaffinity(0)
         ost.set_num_threads(2)
         layer, x = ost.nn.LSTM(64, 128, rng=0), np.ones((40, 32, 64), np.float32)
-        before = {int(t) for t in os.listdir("/proc/self/task")}
         for _ in range(4):
             layer(x)
             time.sleep(0.05)
-        (worker,) = {int(t) for t in os.listdir("/proc/self/task")} - before
+        names = {p.parent.name: p.read_text() for p in Path("/proc/self/task").glob("*/comm")}
+        (worker,) = [int(task) for task, name in names.items() if name == "ostinato\\n"]
         assert os.sched_getaffinity(0) == allowed, "the caller's own affinity is not touched"
         left_out = allowed - os.sched_getaffinity(worker)
         assert len(left_out) == (len(allowed) > 1), left_out

@@ -3,9 +3,9 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <thread>
 
+#include "../core/lines.h"
 #include "../cpu/pool.h"
 #include "../dispatch.h"
 #include "../stack.h"
@@ -37,9 +37,9 @@ void choose(const std::string& name, const char* source) {
 }
 
 void read_environment() {
-  if (const char* name = std::getenv("OSTINATO_KERNELS")) choose(name, "OSTINATO_KERNELS");
+  if (const char* name = environment("OSTINATO_KERNELS")) choose(name, "OSTINATO_KERNELS");
   if (thread_count() < 1)
-    fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + std::getenv("OSTINATO_NUM_THREADS") + "'");
+    fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + environment("OSTINATO_NUM_THREADS") + "'");
 }
 
 }  // namespace
@@ -120,6 +120,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       py::arg("n"));
   m.def("get_spin_microseconds", &spin_microseconds);
   m.def("set_spin_microseconds", &set_spin_microseconds, py::arg("n"));
+  m.def("set_impatient", &set_impatient, py::arg("impatient"));
   m.def("cgroup_quota", &cgroup_quota, py::arg("root"));
   m.def("find_openmp", &find_openmp);
   m.def("last_team", [] { return std::pair<int, std::string>(last_team().members, last_team().kind); });

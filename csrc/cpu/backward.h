@@ -77,6 +77,7 @@ class Backward {
 
  public:
   static constexpr bool kTapes = C::kSaved > 0;
+  static constexpr bool kCutsAnywhere = false;  // sums are taken by blocks
   using Call = BackwardCall<T>;
   struct Live {  // the positions of a part, ascending, whose rows have steps from t0 on, for any t0 in [low, high)
     const Backward* call;

@@ -68,7 +68,8 @@ class Forward {
 
  public:
   using Call = ForwardCall<T>;
-  struct Space {  // one thread's memory
+  static constexpr bool kCutsAnywhere = true;  // a block of steps, between any two
+  struct Space {                               // one thread's memory
     T* gx;
     Row* rows;
     const W** words;
@@ -227,10 +228,14 @@ class Forward {
     }
   }
 
-  // Take the rows of one row block through one block of steps. With units split the team meets at the barrier after every phase.
   void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
+    run_steps(w, part, steps_of(block), barrier, index, count);
+  }
+  Range steps_of(Index block) const { return {block * schedule_.block_steps, smaller(call_.steps, (block + 1) * schedule_.block_steps)}; }
+  // Take the rows of one row block through some steps of a block. With units split the team meets at the barrier after every phase.
+  void run_steps(Space& w, Index part, Range steps, Barrier* barrier, int index, int count) {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts), groups = part_of(s_.groups, index, count);
-    const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
+    const Index s0 = steps.begin, s1 = steps.end;
     const auto tape = [&](Index t, Index i, Index b) {
       return call_.saved ? call_.saved + mask_.on_tape(t, i, b) * tape_width() : nullptr;
     };

@@ -28,9 +28,11 @@ class Crew {
  public:
   Crew() = default;  // the caller alone
   Crew(struct Pool* pool, std::vector<std::unique_ptr<struct Seat>>* seats, int helpers) : pool_(pool), seats_(seats), helpers_(helpers) {}
-  // For the caller, whose rank is 0: the number of members that have this turn. What it wrote before is seen by them. Before the first
-  // turn workers that are still waking are waited for, up to so many seconds.
-  int call(double seconds = 0);
+  // For the caller, whose rank is 0: the number of members that have this turn. What it wrote before is seen by them.
+  int call();
+  // For the caller: whether all that were asked are there. The first time workers that are still waking are waited for, up to so many
+  // seconds.
+  bool complete(double seconds);
   // For member `index`: waits for its next turn; false when the job is over.
   bool await(int index, int* rank, int* count);
   // For the caller: no more turns, and nobody else joins.
@@ -59,17 +61,44 @@ TeamReport last_team();
 // Looks for an OpenMP runtime now; the number of threads that it has for this thread, 1 if there is none. For tests.
 int find_openmp();
 
-// A barrier for the members of one team: spins a bounded time, then gives its core away between looks.
+// Where threads sleep that wait for each other. Who waits looks for a moment, counts itself, looks once more and sleeps. Who changes what
+// others wait for does so by a sequentially consistent read-modify-write, and rings. Nobody yields: a thread that does gives up its time
+// slice (Linux 6.12.63 and later, "Forfeit vruntime on yield"), so that beside other programs a call of 2 ms took 5 to 20 on average, and
+// up to 200. All of it is defined in pool.cpp: this file is compiled once for each instruction set.
+struct alignas(64) Bell {
+  std::uint32_t rings = 0, sleepers = 0;
+};
+void ring(Bell* bell);
+
+// For a loop that waits: for (Wait wait(&bell); !changed; wait.look_again()) {}
+class Wait {
+ public:
+  explicit Wait(Bell* bell);
+  Wait(Bell* bell, int looks);  // before it sleeps
+  ~Wait();
+  Wait(const Wait&) = delete;
+  Wait& operator=(const Wait&) = delete;
+  // Returns after a moment, or when the bell has rung.
+  void look_again();
+
+ private:
+  Bell* bell_;
+  int looks_;
+  bool counted_;
+  std::uint32_t heard_;
+};
+
+// For tests: threads that wait for each other sleep at once, and turns are short.
+void set_impatient(bool impatient);
+
+// A barrier for the members of one team. They wait awake for a moment, then asleep.
 struct alignas(64) Barrier {
-  alignas(64) std::uint32_t arrived = 0;
+  std::uint32_t arrived = 0;  // since the last time that all were there; in its upper half, how many of them sleep
   alignas(64) std::uint32_t epoch = 0;
 };
 void barrier_wait(Barrier* barrier, int count);
 // Whether this thread has spent a fifth of its present job waiting at barriers.
 bool team_waits();
-
-// A moment's wait for another thread: at first a pause, after many looks the core is given away.
-void give_way(std::int64_t looks);
 
 // 64-byte aligned memory, or null. Blocks of a megabyte and more are kept when they are freed, up to 256 MB, for the next call;
 // from 4 MB on they ask for huge pages: fewer faults and fewer misses of the address cache where weights are streamed.

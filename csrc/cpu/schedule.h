@@ -113,9 +113,9 @@ class RowBlocks {
   void set(RowBlock* row_blocks, Index count) { row_blocks_ = row_blocks, count_ = count; }
   // The next block for a thread that last ran row_block *row_block (-1: none); false when there is nothing left for it.
   bool claim(int index, Index* row_block, Index* block, const int* stop) {
-    for (Index looks = 0;; ++looks) {
+    for (Wait wait(&bell_);;) {
       if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return false;
-      Index best = -1, lowest = 0, seen = 0;
+      Index best = -1, lowest = 0, progress = 0;
       bool done = true, waiting = false;
       for (Index i = 0; i < count_; ++i) {
         const Index c = (i + index) % count_;
@@ -129,23 +129,33 @@ class RowBlocks {
           continue;
         }
         const Index rank = at - (c == *row_block ? 3 : 0);  // its weights are in this core's cache: stay, unless another is far behind
-        if (best < 0 || rank < lowest) best = c, lowest = rank, seen = at;
+        if (best < 0 || rank < lowest) best = c, lowest = rank, progress = at;
       }
       // All that is left is taken: a worker leaves it to those who have it; the caller must stay anyway.
       if (done || (best < 0 && !waiting && index > 0)) return false;
       if (best < 0) {
-        give_way(looks);
+        wait.look_again();
         continue;
       }
-      if (!__atomic_compare_exchange_n(&row_blocks_[best].progress, &seen, seen + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-      *row_block = best, *block = seen / 2;
+      if (!__atomic_compare_exchange_n(&row_blocks_[best].progress, &progress, progress + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        continue;
+      *row_block = best, *block = progress / 2;
       return true;
     }
   }
   const RowBlock& operator[](Index row_block) const { return row_blocks_[row_block]; }
-  void finish(Index row_block) { __atomic_fetch_add(&row_blocks_[row_block].progress, 1, __ATOMIC_RELEASE); }
+  void finish(Index row_block) {
+    __atomic_fetch_add(&row_blocks_[row_block].progress, 1, __ATOMIC_SEQ_CST);
+    ring(&bell_);
+  }
+  // Sets the flag that claim() reads: nobody is given anything more, and those who wait return.
+  void stop_all(int* flag) {
+    __atomic_exchange_n(flag, 1, __ATOMIC_SEQ_CST);
+    ring(&bell_);
+  }
 
  private:
+  Bell bell_;
   RowBlock* row_blocks_ = nullptr;
   Index count_ = 0;
 };

@@ -7,7 +7,8 @@
 
 namespace ost::OST_SET {
 
-constexpr int kMaxCalls = 8;  // a group's; a taller stack is several groups
+constexpr int kMaxCalls = 8;    // a group's; a taller stack is several groups
+constexpr Index kFewSteps = 4;  // 0.2 ms of an LSTM with H = 512 on one thread
 
 template <class P>
 inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 4 ? 1.0 : 0.5);  // of one thread, for the plan
@@ -123,7 +124,7 @@ class Team {
 
   void poll(int index) {
     const Poll& p = calls_[0].poll;
-    if (index == 0 && p.ask && p.ask(p.context)) __atomic_store_n(&stop_, 1, __ATOMIC_RELAXED);
+    if (index == 0 && p.ask && p.ask(p.context)) row_blocks_of_set_.stop_all(&stop_);
   }
 
   // One set. Gradients are summed in a last turn of the last one.
@@ -160,21 +161,38 @@ class Team {
     }
   }
 
-  // A step cannot go on without any of the threads: where they are kept waiting the caller does the rest alone.
+  // A step cannot go on without any of the threads: where they are kept waiting the caller does the rest alone. As long as one is still
+  // to come a turn of a forward pass is as many steps as have been taken, but a few at least: whoever comes has a part in the next.
   void share_units(D& driver, Crew& crew) {
     finishing_ = false;
+    Index taken = 0;
     for (part_ = 0; part_ < schedule_.plan.parts; ++part_) {
       const Range blocks = blocks_of(driver, part_);
-      for (block_ = blocks.begin; block_ < blocks.end; ++block_) {
-        poll(0);
-        if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
-        if (team_waits()) crew.dismiss();
-        share_block(driver, 0, crew.call(0.1 * schedule_.plan.seconds));
-      }
+      for (block_ = blocks.begin; block_ < blocks.end; ++block_)
+        for (Range left = steps_of(driver); left.begin < left.end; left.begin = steps_.end) {
+          poll(0);
+          if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
+          if (team_waits()) crew.dismiss();
+          const bool complete = crew.complete(0.1 * schedule_.plan.seconds);
+          steps_ = left;
+          if (D::kCutsAnywhere && !complete) steps_.end = smaller(left.end, left.begin + larger(kFewSteps, taken));
+          share_block(driver, 0, crew.call());
+          taken += steps_.end - steps_.begin;
+        }
     }
   }
+  // Those of the present block; of a pass that is not cut, the block itself.
+  Range steps_of(const D& driver) const {
+    if constexpr (D::kCutsAnywhere)
+      return driver.steps_of(block_);
+    else
+      return {block_, block_ + 1};
+  }
   void share_block(D& driver, int rank, int count) {
-    driver.run_block(spaces_[rank], part_, block_, &barrier_, rank, count);
+    if constexpr (D::kCutsAnywhere)
+      driver.run_steps(spaces_[rank], part_, steps_, &barrier_, rank, count);
+    else
+      driver.run_block(spaces_[rank], part_, block_, &barrier_, rank, count);
     barrier_wait(&barrier_, count);
   }
 
@@ -193,6 +211,7 @@ class Team {
   RowBlocks row_blocks_of_set_;
   bool finishing_ = false;
   Index part_ = 0, block_ = 0;
+  Range steps_{0, 0};
 };
 
 }  // namespace ost::OST_SET

@@ -62,9 +62,9 @@ def get_wait() -> tuple[str, float]:
 
 
 def read_environment() -> None:
-    """Set the policy that OSTINATO_WAIT names, if it is set."""
+    """Set the policy that OSTINATO_WAIT names, if it is set and not empty."""
     text = os.environ.get("OSTINATO_WAIT")
-    if text is None:
+    if not text:
         return
     policy, comma, number = text.partition(",")
     try:

@@ -129,7 +129,7 @@ class Parallel:
     def _share_threads(beside: int) -> None:
         global _threads_are_shared
         done, _threads_are_shared = _threads_are_shared, True
-        if beside > 1 and not done and "OSTINATO_NUM_THREADS" not in os.environ:
+        if beside > 1 and not done and not os.environ.get("OSTINATO_NUM_THREADS"):
             set_num_threads(max(1, get_num_threads() // beside))
 
     # -- what ranks tell one another ---------------------------------------------------------------
