@@ -48,7 +48,7 @@ class Row:
     case: Case
     pause: float = 0.0  # seconds of sleep before each call
     before: str = ""  # what runs right before each call: see before()
-    beside: str = ""  # "thread": another Python thread computes
+    beside: str = ""  # "thread": another Python thread computes; else a key of PROGRAMS
     processes: int = 1  # that make the same calls at the same time
     cpus: int = 0  # of taskset; 0: all
     quota: float = 0.0  # CPUs that a control group allows; 0: no such group
@@ -59,6 +59,7 @@ class Row:
     calls: int = 15
 
 
+PROGRAMS = {"programs": (2, 0), "nice programs": (4, 10)}  # how many that compute, how nice
 INFER = Case("lstm", "infer", 32, 256, 50)
 TRAIN = Case("lstm", "train", 32, 256, 50)
 SMALL = Case("lstm", "infer", 1, 512, 50)
@@ -90,6 +91,17 @@ def rows() -> list[Row]:
         Row("inside a torch model, inference", INFER, inside=True, peers=("torch",)),
         Row("inside a torch model, training", TRAIN, inside=True, peers=("torch",)),
         Row("a second Python thread computes", INFER, beside="thread"),
+        *(
+            Row(
+                f"{case.name} every 10 ms, beside {count} programs of nice {nice}",
+                case,
+                pause=0.01,
+                beside=kind,
+                calls=60,
+            )
+            for case in (INFER, SMALL)
+            for kind, (count, nice) in PROGRAMS.items()
+        ),
         Row("2 processes", INFER, processes=2),
         Row("4 processes", INFER, processes=4),
         Row("taskset, one CPU", INFER, cpus=1),
@@ -287,7 +299,7 @@ def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, An
 
 
 def worker(text: str) -> None:
-    """Build the row's function; for each line run it and reply with the median seconds."""
+    """Build the row's function; for each line run it and reply with the middle of their seconds."""
     order = json.loads(text)
     row = Row(**{**order["row"], "case": Case(**order["row"]["case"])})
     name, threads = order["name"], order["threads"]
@@ -323,8 +335,9 @@ def worker(text: str) -> None:
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-        # A group that has used its quota up sleeps for the rest of a period: a median hides that.
-        middle = statistics.mean if row.quota else statistics.median
+        # A group that has used its quota up sleeps for the rest of a period, and a thread that has
+        # lost its core waits for it: a median hides that.
+        middle = statistics.mean if row.quota or row.beside in PROGRAMS else statistics.median
         print(json.dumps(middle(seconds[3:])), file=out, flush=True)
 
 
@@ -367,6 +380,21 @@ def may_limit() -> bool:
         return False
 
 
+@contextlib.contextmanager
+def programs(kind: str) -> Iterator[None]:
+    """Have other programs compute in the meantime, if the kind is one of PROGRAMS."""
+    count, nice = PROGRAMS.get(kind, (0, 0))
+    code = f"import os; os.nice({nice})\nwhile True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        time.sleep(SETTLE if others else 0)
+        yield
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
+
+
 class Process:
     """A contender of one row."""
 
@@ -397,7 +425,7 @@ class Process:
         self.process.stdin.flush()
 
     def end(self) -> float:
-        """Wait for the median seconds of its calls."""
+        """Wait for the seconds of a call, the median or the mean."""
         return float(self._reply())
 
     def close(self) -> None:
@@ -436,10 +464,11 @@ def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, 
                     for n in names:
                         group = groups.get(n) or [Process(row, n, threads, paths[n])]
                         time.sleep(SETTLE)
-                        at = time.time() + 0.02
-                        for one in group:
-                            one.begin(at)
-                        seconds[n].append(statistics.median([one.end() for one in group]))
+                        with programs(row.beside):
+                            at = time.time() + 0.02
+                            for one in group:
+                                one.begin(at)
+                            seconds[n].append(statistics.median([one.end() for one in group]))
                         if n not in groups:
                             group[0].close()
     ours = seconds["ostinato"]
