@@ -162,7 +162,7 @@ struct Pool {
   std::vector<std::unique_ptr<Seat>> seats;   // of the workers
   std::vector<std::unique_ptr<Seat>> guests;  // of threads of an OpenMP runtime
   alignas(64) std::atomic<std::uint32_t> door{0};
-  Bell bell;                                // rings with a turn, when the job is over, and when a member leaves
+  Bell bell;                                // rings with a turn, when the job is over, and when the last member leaves
   std::uint32_t turns = 0;                  // given so far, in all jobs
   void (*fn)(void*, int, Crew&) = nullptr;  // written while the door is closed and nobody is inside
   void* context = nullptr;
