@@ -97,13 +97,14 @@ def test_members_that_sleep_at_once_have_the_same_bits(name: str, threads: None)
 
     Otherwise members look for so long before they sleep that they seldom do.
     """
-    shape, options = {
+    cases: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
         "rows": ((40, 24, 32), {}),
         "units": ((60, 1, 160), {}),
         "directions": ((40, 3, 32), {"bidirectional": True}),
         "layers": ((40, 3, 32), {"num_layers": 3}),
-    }[name]
-    layer = ost.nn.LSTM(shape[2], 160, rng=0, **options)  # type: ignore[arg-type]
+    }
+    shape, options = cases[name]
+    layer = ost.nn.LSTM(shape[2], 160, rng=0, **options)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
     def all_of() -> list[Any]:

@@ -67,9 +67,9 @@ class Forward {
   };
 
  public:
-  using Call = ForwardCall<T>;
   static constexpr bool kCutsAnywhere = true;  // a block of steps, between any two
-  struct Space {                               // one thread's memory
+  using Call = ForwardCall<T>;
+  struct Space {  // one thread's memory
     T* gx;
     Row* rows;
     const W** words;

@@ -15,6 +15,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -95,7 +96,7 @@ thread_local double g_waited = 0;     // seconds of this job at barriers, beyond
 thread_local int g_long_waits = 0;    // how many of them
 thread_local double g_begin = 0;      // of this job
 thread_local bool g_gave_up = false;  // team_waits() said so during it
-constexpr int kMostLongWaits = 8;     // more only if two threads of the team share a core: each then waits so long at each barrier
+constexpr int kMostLongWaits = 8;     // more only if two threads of the team share a core: each then has one at every barrier
 
 thread_local TeamReport g_report{1, "alone"};  // of the last job of this caller
 
@@ -126,6 +127,12 @@ Wait::~Wait() {
   if (counted_) __atomic_fetch_sub(&bell_->sleepers, 1, __ATOMIC_RELAXED);
 }
 
+#if defined(__linux__)
+using CpuSet = cpu_set_t;
+#else
+struct CpuSet {};
+#endif
+
 // The place of one member but the caller, and the thread that takes it.
 struct alignas(64) Seat {
   std::atomic<std::uint32_t> calls{0};  // one more for every job that the worker is asked to
@@ -142,12 +149,29 @@ struct alignas(64) Seat {
 #if defined(__linux__)
   std::atomic<pid_t> id{0};
   std::atomic<int> runs_on{-1};  // the CPU, when it last began or ended a job
-  cpu_set_t within{};            // those of the caller when its affinity was set last
+  CpuSet within{};               // those of the caller when its affinity was set last
   int kept_from = -1;            // the one of them that it leaves out
 #endif
 };
 
 namespace {
+
+// The CPUs that the calling thread may use; none where that is not known.
+CpuSet callers_cpus() {
+  CpuSet within{};
+#if defined(__linux__)
+  if (sched_getaffinity(0, sizeof within, &within) != 0) CPU_ZERO(&within);
+#endif
+  return within;
+}
+// Whether there are known to be fewer than so many.
+bool has_fewer(const CpuSet& cpus, int n) {
+#if defined(__linux__)
+  return CPU_COUNT(&cpus) > 0 && CPU_COUNT(&cpus) < n;
+#else
+  return (void)cpus, (void)n, false;
+#endif
+}
 
 bool is_asleep(const Seat& s) { return __atomic_load_n(&s.bell.sleepers, __ATOMIC_RELAXED) != 0; }
 
@@ -239,11 +263,10 @@ struct Pool {
   // A worker that has slept is woken by the system where it sees fit, and that is often the caller's own CPU, where the two take
   // turns until a balancer moves one: a call of 4 ms took 7.5. So a worker is kept from the CPU that the caller runs on, within the
   // CPUs that the caller may use; which of the others it gets is the system's choice. False where there is no other.
-  bool place(int n) {
+  bool place(int n, const CpuSet& within) {
 #if defined(__linux__)
     const int cpu = sched_getcpu();
-    cpu_set_t within;
-    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof within, &within) != 0) return true;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || CPU_COUNT(&within) == 0) return true;
     cpu_set_t others = within;
     CPU_CLR(cpu, &others);
     if (CPU_COUNT(&others) == 0) return false;
@@ -256,19 +279,9 @@ struct Pool {
       if (sched_setaffinity(id, sizeof others, &others) == 0) s.kept_from = cpu, s.within = within;
     }
 #else
-    (void)n;
+    (void)n, (void)within;
 #endif
     return true;
-  }
-  // How long the members of a team wait awake for each other.
-  static void choose_looks(int members) {
-#if defined(__linux__)
-    cpu_set_t within;
-    const bool each_has_one = sched_getaffinity(0, sizeof within, &within) != 0 || CPU_COUNT(&within) >= members;
-    g_looks.store(each_has_one ? kLooks : kShortLooks, std::memory_order_relaxed);
-#else
-    (void)members;
-#endif
   }
   static void note_cpu(Seat& s) {
 #if defined(__linux__)
@@ -309,7 +322,8 @@ struct Pool {
   // False where the caller is to run alone.
   bool run(int want, void (*job)(void*, int, Crew&), void* ctx) {
     if (alone()) return false;
-    choose_looks(want);
+    const CpuSet within = callers_cpus();
+    g_looks.store(has_fewer(within, want) ? kShortLooks : kLooks, std::memory_order_relaxed);
     start(want - 1);
     const int helpers = std::min(want - 1, int(seats.size()));
     const bool asleep = helpers > 0 && is_asleep(*seats[0]);
@@ -317,7 +331,7 @@ struct Pool {
     if (asleep)
       if (const int threads = std::min(want, openmp.spinning()); 2 * threads > want && make_guests(threads - 1))
         return run_with_guests(openmp, threads - 1, job, ctx), true;
-    if (helpers == 0 || !place(helpers)) return false;
+    if (helpers == 0 || !place(helpers, within)) return false;
     const double begin = now();
     begin_job(begin);
     Crew team(this, &seats, helpers);
@@ -374,16 +388,14 @@ struct Pool {
 
 bool Crew::complete(double seconds) {
   if (helpers_ == 0) return true;
-  if (!gathered_) gather(seconds);
-  gathered_ = true;
+  gather(seconds);
   if (g_impatient.load(std::memory_order_relaxed)) return false;
   return std::all_of(seats_->begin(), seats_->begin() + helpers_, [](const auto& s) { return s->here.load(std::memory_order_relaxed); });
 }
 
 int Crew::call() {
   if (helpers_ == 0) return 1;
-  if (!gathered_) gather(0);
-  gathered_ = true;
+  gather(0);
   std::uint16_t present[kMostThreads];
   int count = 1;
   for (int i = 0; i < helpers_; ++i)
@@ -400,6 +412,7 @@ int Crew::call() {
 // Workers that are awake have only to see that there is work: 5 us are enough. One that is woken takes 20 to 100, if it comes at all:
 // where it twice did not in the time that it had, the next sixteen jobs begin without it.
 void Crew::gather(double seconds) {
+  if (std::exchange(gathered_, true)) return;
   seconds = std::min(seconds, 2e-4);
   int& vain = pool_->waited_in_vain;
   if (vain >= 2) {

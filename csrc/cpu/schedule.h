@@ -112,9 +112,9 @@ class RowBlocks {
  public:
   void set(RowBlock* row_blocks, Index count) { row_blocks_ = row_blocks, count_ = count; }
   // The next block for a thread that last ran row_block *row_block (-1: none); false when there is nothing left for it.
-  bool claim(int index, Index* row_block, Index* block, const int* stop) {
+  bool claim(int index, Index* row_block, Index* block) {
     for (Wait wait(&bell_);;) {
-      if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return false;
+      if (stopped()) return false;
       Index best = -1, lowest = 0, progress = 0;
       bool done = true, waiting = false;
       for (Index i = 0; i < count_; ++i) {
@@ -148,16 +148,18 @@ class RowBlocks {
     __atomic_fetch_add(&row_blocks_[row_block].progress, 1, __ATOMIC_SEQ_CST);
     ring(&bell_);
   }
-  // Sets the flag that claim() reads: nobody is given anything more, and those who wait return.
-  void stop_all(int* flag) {
-    __atomic_exchange_n(flag, 1, __ATOMIC_SEQ_CST);
+  // Nobody is given anything more, in this set of row blocks and in later ones, and those who wait return.
+  void stop() {
+    __atomic_exchange_n(&stopped_, 1, __ATOMIC_SEQ_CST);
     ring(&bell_);
   }
+  bool stopped() const { return __atomic_load_n(&stopped_, __ATOMIC_RELAXED); }
 
  private:
   Bell bell_;
   RowBlock* row_blocks_ = nullptr;
   Index count_ = 0;
+  int stopped_ = 0;
 };
 
 // One block of memory a call, cut into 64-byte aligned pieces: measure first (memory null), then allocate, then cut again.

@@ -99,11 +99,11 @@ class Team {
         row_blocks_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
       }
     }
-    for (set_ = 0; set_ < sets_ && !stop_; ++set_) {
+    for (set_ = 0; set_ < sets_ && !row_blocks_of_set_.stopped(); ++set_) {
       row_blocks_of_set_.set(row_blocks_ + set_ * plan.parts, (count_ / sets_) * plan.parts);
       run_team(plan.threads, [](void* self, int index, Crew& crew) { static_cast<Team*>(self)->work(index, crew); }, this);
     }
-    if (stop_) return kStopped;
+    if (row_blocks_of_set_.stopped()) return kStopped;
     for (int i = 0; i < count_; ++i) drivers_[i].end();
     return kOk;
   }
@@ -124,7 +124,7 @@ class Team {
 
   void poll(int index) {
     const Poll& p = calls_[0].poll;
-    if (index == 0 && p.ask && p.ask(p.context)) row_blocks_of_set_.stop_all(&stop_);
+    if (index == 0 && p.ask && p.ask(p.context)) row_blocks_of_set_.stop();
   }
 
   // One set. Gradients are summed in a last turn of the last one.
@@ -137,7 +137,7 @@ class Team {
     const bool last = set_ + 1 == sets_ && drivers_[0].finishes();
     if (index == 0) {
       finishing_ = true;
-      if (last && !__atomic_load_n(&stop_, __ATOMIC_RELAXED)) finish(0, crew.call());
+      if (last && !row_blocks_of_set_.stopped()) finish(0, crew.call());
       return;
     }
     if (schedule_.plan.spread != Spread::kUnitParallel && !last) return;
@@ -155,7 +155,7 @@ class Team {
     Index row_block = -1, block = 0;
     for (;;) {
       poll(index);
-      if (!row_blocks.claim(index, &row_block, &block, &stop_)) return;
+      if (!row_blocks.claim(index, &row_block, &block)) return;
       drivers_[row_blocks[row_block].call].run_block(spaces_[index], row_blocks[row_block].part, block, nullptr, 0, 1);
       row_blocks.finish(row_block);
     }
@@ -171,7 +171,7 @@ class Team {
       for (block_ = blocks.begin; block_ < blocks.end; ++block_)
         for (Range left = steps_of(driver); left.begin < left.end; left.begin = steps_.end) {
           poll(0);
-          if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
+          if (row_blocks_of_set_.stopped()) return;
           if (team_waits()) crew.dismiss();
           const bool complete = crew.complete(0.1 * schedule_.plan.seconds);
           steps_ = left;
@@ -205,7 +205,6 @@ class Team {
   Space* spaces_;
   RowBlock* row_blocks_;
   Barrier barrier_;
-  int stop_ = 0;
   // What the present turn is about, written by the caller before it gives one.
   int set_ = 0;
   RowBlocks row_blocks_of_set_;
