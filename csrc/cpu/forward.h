@@ -121,9 +121,10 @@ class Forward {
   static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
     const Layout<C, P> s(inputs[0], widths);
     const Cut& cut = kCuts.of[C::kPhases[0].product.count() * s.units(0)];
-    out->tile_vectors = cut.pieces ? cut.piece[cut.pieces - 1].count : 0;
     const Index rows = out->row_block_rows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, cut.rows))));
+    out->tile_vectors = cut.pieces ? cut.piece[cut.pieces - 1].count : 0;
+    if (cut.pieces > 1 && cut.piece[cut.pieces - 2].count == out->tile_vectors && out->tile_rows <= kPairRows) out->tile_vectors *= 2;
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);
@@ -357,17 +358,14 @@ class Forward {
       const W* panel = panels(0) + s_.rows(0) * s_.offset(g, columns.count());
       const T* bias = call_.weights->bias + s_.offset(g, C::kColumns);
       for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
-        for (int p = 0; p < cut.pieces; ++p) {
-          const Piece piece = cut.piece[p];
-          const Index first = (columns.begin * units + piece.begin) * L;
-          const T* init[kMostRows];
-          T* out[kMostRows];
-          for (int i = 0; i < m; ++i) {
-            init[i] = kNormedInput ? kNoBias : bias + first;
-            out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
-          }
-          multiply.product(piece.count, m, words<P>(s_.input), words_of + r, panel + s_.rows(0) * piece.begin * L, init, out);
+        const Index first = columns.begin * units * L;
+        const T* init[kMostRows];
+        T* out[kMostRows];
+        for (int i = 0; i < m; ++i) {
+          init[i] = kNormedInput ? kNoBias : bias + first;
+          out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
         }
+        multiply.product(cut, m, words<P>(s_.input), words_of + r, panel, init, out);
         if constexpr (columns.count() < C::kColumns)
           for (int i = 0; i < m; ++i) start_from_bias(bias, to[r + i] + s_.offset(g, C::kColumns), units);
       });
@@ -483,12 +481,8 @@ class Forward {
       const Index first = s_.offset(g, columns);
       for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
         T* out[kMostRows];
-        for (int p = 0; p < cut.pieces; ++p) {
-          const Piece piece = cut.piece[p];
-          for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first + piece.begin * L;
-          multiply.product(piece.count, m, words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * (first + piece.begin * L), init,
-                           out);
-        }
+        for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first;
+        multiply.product(cut, m, words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * first, init, out);
       });
     }
   }
@@ -538,12 +532,9 @@ class Forward {
         const Row* rows = w.rows + r;
         const T* init[kMostRows];
         T* out[kMostRows];
-        for (int p = 0; p < cut.pieces; ++p) {
-          const Piece piece = cut.piece[p];
-          const Index first = (phase.product.begin * units + piece.begin) * L;
-          for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
-          multiply.product(piece.count, m, words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * piece.begin * L, init, out);
-        }
+        const Index first = phase.product.begin * units * L;
+        for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
+        if constexpr (columns > 0) multiply.product(cut, m, words<P>(s_.depth(F + 1)), w.words + r, panel, init, out);
         for (int i = 0; i < m; ++i)
           for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);
       });
@@ -608,7 +599,7 @@ class Forward {
     }
   }
 
-  alignas(64) static constexpr T kNoBias[kMaxVectors * L] = {};
+  alignas(64) static constexpr T kNoBias[kMostVectors * L] = {};
   Call call_{};
   const Schedule& schedule_;
   Layout<C, P> s_;
