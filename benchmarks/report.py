@@ -1,12 +1,13 @@
 """Write targets, figures and pictures from a result of run.py.
 
-Run ``python benchmarks/report.py FILE.json``.
+Run ``python benchmarks/report.py FILE.json``; with ``--page performance-avx2`` it writes the page
+of another machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 DOCS = Path(__file__).parent.parent / "docs"
+MAIN_PAGE = "performance"
 # Where nothing is said of how the figures were measured.
 SHARED = "The machine is shared: read the ratios, and the shares of the peak."
 NOISE = 0.97  # a point counts as lost below this share of the fastest peer's speed
@@ -292,14 +294,14 @@ def named(contender: str) -> str:
 CELLS = ("lstm", "gru", "rnn")
 
 
-def pictures(figures: Row, folder: Path) -> None:
-    """Draw a heat map of the speed-up over the fastest peer, and a roofline."""
+def pictures(figures: Row, folder: Path, page: str) -> None:
+    """Draw a heat map of the speed-up over the fastest peer, and a roofline, of a page."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     cases = [c for c in figures["cases"] if c["ratio"]]
-    _heat_map(cases, folder / "performance-heat.png")
-    _roofline(cases, figures["threads"], folder / "performance-roofline.png")
+    _heat_map(cases, folder / f"{page}-heat.png")
+    _roofline(cases, figures["threads"], folder / f"{page}-roofline.png")
 
 
 def _heat_map(cases: list[Row], path: Path) -> None:
@@ -393,20 +395,22 @@ def _roofline(cases: list[Row], threads: int, path: Path) -> None:
     plt.close(figure)
 
 
-def write(figures: Row) -> None:
-    """Print the targets; write docs/performance.md and its pictures."""
+def write(figures: Row, page: str = MAIN_PAGE) -> None:
+    """Print the targets; write a page of docs and its pictures."""
     table, versions = (
         targets_table(figures),
         ", ".join(f"{k} {v}" for k, v in figures["versions"].items()),
     )
     print(table)
     machine = figures["machine"]
-    profile, use = ((DOCS / f"performance-{part}.md") for part in ("profile", "use"))
-    text = f"""# Performance
+    profile, use = ((DOCS / f"{page}-{part}.md") for part in ("profile", "use"))
+    chosen = machine["kernels"]["chosen"]
+    title = "Performance" if page == MAIN_PAGE else f"Performance with {chosen} kernels"
+    text = f"""# {title}
 
 `python benchmarks/report.py` writes this page; [benchmarks/README.md](../benchmarks/README.md)
 describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set
-{machine["kernels"]["chosen"]};
+{chosen};
 {versions}.
 `lstm-train-B32-H256` is a training step of an LSTM of 256 units (and as many inputs) with 32
 sequences, `infer` a call without gradients. Rows are float32 with T = 100 unless they say
@@ -418,9 +422,9 @@ on all threads, in float32 or, where a row says so, in float64; it is measured i
 
 {table}
 
-![How many times faster than the fastest peer](performance-heat.png)
+![How many times faster than the fastest peer]({page}-heat.png)
 
-![Roofline](performance-roofline.png)
+![Roofline]({page}-roofline.png)
 
 {use.read_text() if use.exists() else ""}
 {profile.read_text() if profile.exists() else ""}
@@ -439,9 +443,18 @@ forward passes.
 
 {grid(figures)}
 """
-    (DOCS / "performance.md").write_text(text)
-    pictures(figures, DOCS)
+    (DOCS / f"{page}.md").write_text(text)
+    pictures(figures, DOCS, page)
+
+
+def main() -> None:
+    """Write the page of a file of results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--page", default=MAIN_PAGE, help="the page of docs, without .md")
+    args = parser.parse_args()
+    write(json.loads(args.file.read_text()), args.page)
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1]).read_text()))
+    main()

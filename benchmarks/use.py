@@ -4,7 +4,7 @@ Calls after a pause, right after an operation of another library, between layers
 beside another thread or process, under `taskset` and under a CPU quota, whole training steps with
 Python between them, and the first call of a process. Each contender of a row is a process of its
 own, and the contenders take turns; figures are medians over the rounds, answers are compared first.
-`--report FILE.json` writes the table of docs/performance.md.
+`--report FILE.json` writes the table of docs/performance.md, with `--page` that of another page.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ostinato.tasks import bench, contenders
 from ostinato.tasks.contenders import Case
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs" / "performance-use.md"
+DOCS = Path(__file__).parents[1] / "docs"
 PEERS = ("torch", "onnxruntime")
 SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
 
@@ -503,8 +503,8 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
         yield f"| {r['name']} | {own} | {peers} |"
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Write docs/performance-use.md, a part of docs/performance.md."""
+def report(figures: dict[str, Any], page: str) -> None:
+    """Write docs/PAGE-use.md, a part of docs/PAGE.md."""
     machine = figures["machine"]
     head = (
         f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} "
@@ -514,7 +514,7 @@ def report(figures: dict[str, Any]) -> None:
         "times faster\n"
         "ostinato is than each peer in the same place."
     )
-    DOCS.write_text(
+    (DOCS / f"{page}-use.md").write_text(
         "\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""])
     )
 
@@ -526,13 +526,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has this text")
     parser.add_argument(
-        "--report", metavar="FILE", help="write docs/performance-use.md from a file of results"
+        "--report", metavar="FILE", help="write a part of docs/performance.md from a file of results"
     )
+    parser.add_argument("--page", default="performance", help="the page of docs, without .md")
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)
     if args.report:
-        return report(json.loads(Path(args.report).read_text()))
+        return report(json.loads(Path(args.report).read_text()), args.page)
     there = [n for n in PEERS if importlib.util.find_spec(n) is not None]
     threads = ost.get_num_threads()
     date = f"{datetime.date.today():%Y-%m-%d}"

@@ -166,3 +166,8 @@ def test_targets(
         "performance-roofline.png",
     }
     assert "geometric mean" in capsys.readouterr().out
+    report.write(bad, "performance-other")
+    assert (tmp_path / "performance-other.md").read_text().startswith(
+        "# Performance with b kernels\n"
+    )
+    assert (tmp_path / "performance-other-heat.png").exists()

@@ -71,10 +71,41 @@ template <class T>
 OST_HD Vec<T> select(typename Vec<T>::Mask test, Vec<T> yes, Vec<T> no) {
   return test ? yes.v : no.v;
 }
+
+// max(low, x) and min(high, x), x where it is NaN. gcc makes a comparison and a blend of `select`: these instructions, which give
+// their second operand where there is nothing to compare, are one.
+#if defined(__AVX512F__)
+OST_HD Vec<float> at_least(Vec<float> x, float low) { return (Vec<float>::Raw)_mm512_max_ps((__m512)Vec<float>(low).v, (__m512)x.v); }
+OST_HD Vec<float> at_most(Vec<float> x, float high) { return (Vec<float>::Raw)_mm512_min_ps((__m512)Vec<float>(high).v, (__m512)x.v); }
+OST_HD Vec<double> at_least(Vec<double> x, double low) {
+  return (Vec<double>::Raw)_mm512_max_pd((__m512d)Vec<double>(low).v, (__m512d)x.v);
+}
+OST_HD Vec<double> at_most(Vec<double> x, double high) {
+  return (Vec<double>::Raw)_mm512_min_pd((__m512d)Vec<double>(high).v, (__m512d)x.v);
+}
+#elif defined(__AVX2__)
+OST_HD Vec<float> at_least(Vec<float> x, float low) { return (Vec<float>::Raw)_mm256_max_ps((__m256)Vec<float>(low).v, (__m256)x.v); }
+OST_HD Vec<float> at_most(Vec<float> x, float high) { return (Vec<float>::Raw)_mm256_min_ps((__m256)Vec<float>(high).v, (__m256)x.v); }
+OST_HD Vec<double> at_least(Vec<double> x, double low) {
+  return (Vec<double>::Raw)_mm256_max_pd((__m256d)Vec<double>(low).v, (__m256d)x.v);
+}
+OST_HD Vec<double> at_most(Vec<double> x, double high) {
+  return (Vec<double>::Raw)_mm256_min_pd((__m256d)Vec<double>(high).v, (__m256d)x.v);
+}
+#else
 template <class T>
-OST_HD Vec<T> clamp(Vec<T> x, T low, T high) {  // NaN passes: both comparisons are false
-  x = select(x < Vec<T>(low), Vec<T>(low), x);
+OST_HD Vec<T> at_least(Vec<T> x, T low) {
+  return select(x < Vec<T>(low), Vec<T>(low), x);
+}
+template <class T>
+OST_HD Vec<T> at_most(Vec<T> x, T high) {
   return select(Vec<T>(high) < x, Vec<T>(high), x);
+}
+#endif
+
+template <class T>
+OST_HD Vec<T> clamp(Vec<T> x, T low, T high) {  // NaN passes
+  return at_most(at_least(x, low), high);
 }
 
 #if defined(__AVX512F__)
