@@ -268,16 +268,27 @@ GROUPS = {
 }
 
 
+OTHERS = """## Precisions, streams, directions, a busy machine
+
+In the names, `both` are two directions, `L2` is a stack of two layers, and a share above 100% of
+the peak of float32 is that of products of fewer bits. "One core is busy" is beside a program that
+computes without end on one of the cores.
+
+"""
+
+
 def others(figures: Row) -> str:
-    """Return the extras as Markdown, row by row."""
+    """Return the section of the extras as Markdown, row by row; "" if there are none."""
+    if "extras" not in figures:
+        return ""
     lines = ["| what | case | of peak | how many times faster than |", "|---|---|---|---|"]
-    for group, rows in figures.get("extras", {}).items():
+    for group, rows in figures["extras"].items():
         for r in rows if isinstance(rows, list) else ():
             if "ratio" in r:
                 ratios = ", ".join(f"{named(n)}: {v:.2f}" for n, v in r["ratio"].items()) or "-"
                 share = f"{100 * r['of_peak']:.0f}%"
                 lines.append(f"| {GROUPS[group]} | {r['name']} | {share} | {ratios} |")
-    return "\n".join(lines)
+    return OTHERS + "\n".join(lines) + "\n"
 
 
 def named(contender: str) -> str:
@@ -428,14 +439,7 @@ on all threads, in float32 or, where a row says so, in float64; it is measured i
 
 {use.read_text() if use.exists() else ""}
 {profile.read_text() if profile.exists() else ""}
-## Precisions, streams, directions, a busy machine
-
-In the names, `both` are two directions, `L2` is a stack of two layers, and a share above 100% of
-the peak of float32 is that of products of fewer bits. "One core is busy" is beside a program that
-computes without end on one of the cores.
-
 {others(figures)}
-
 ## The grid
 
 The columns say how many times faster ostinato is than each peer. A training step counts as three

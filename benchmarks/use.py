@@ -526,7 +526,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has this text")
     parser.add_argument(
-        "--report", metavar="FILE", help="write a part of docs/performance.md from a file of results"
+        "--report", metavar="FILE", help="write the part of a page from a file of results"
     )
     parser.add_argument("--page", default="performance", help="the page of docs, without .md")
     args = parser.parse_args()

@@ -167,7 +167,7 @@ def test_targets(
     }
     assert "geometric mean" in capsys.readouterr().out
     report.write(bad, "performance-other")
-    assert (tmp_path / "performance-other.md").read_text().startswith(
-        "# Performance with b kernels\n"
+    assert (
+        (tmp_path / "performance-other.md").read_text().startswith("# Performance with b kernels\n")
     )
     assert (tmp_path / "performance-other-heat.png").exists()

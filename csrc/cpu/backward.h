@@ -8,7 +8,7 @@
 
 namespace ost::OST_SET {
 
-constexpr Index kWeightRows = 256;            // rows summed in one chain of a weight gradient
+constexpr Index kWeightRows = 256;            // rows of a chunk; a chain of sums takes no more (product.h: kOuterRows)
 constexpr Index kSumBytes = Index(20) << 20;  // what all parts' sums of R's gradient (and as much for W's) may take
 
 // 16 rows fill the tiles (4 rows where there are few); more than 8 parts would only add memory.
