@@ -360,7 +360,7 @@ class Backward {
   // The weight gradients go down columns of the operands: rows a multiple of 2 KB apart fall into a few sets of the cache, so such
   // rows are copied first, one vector further apart. With vectors of 32 bytes, which read a line by more tiles, 512 bytes are
   // enough to collide (Zen 3, training: 1.10 times as fast for LSTM 256 with the copy, 1.04 for LSTM 128).
-  static constexpr Index kCollision = kVectorBytes == 32 ? 512 : 2048;
+  static constexpr Index kCollision = kAvx2 ? 512 : 2048;
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % kCollision == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
   bool copied(int q) const { return s_.columns(q) > 0 && copies(q); }

@@ -365,7 +365,7 @@ class Forward {
           init[i] = kNormedInput ? kNoBias : bias + first;
           out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
         }
-        multiply.product(cut, m, words<P>(s_.input), words_of + r, panel, init, out);
+        multiply.group(cut, m, words<P>(s_.input), words_of + r, panel, init, out);
         if constexpr (columns.count() < C::kColumns)
           for (int i = 0; i < m; ++i) start_from_bias(bias, to[r + i] + s_.offset(g, C::kColumns), units);
       });
@@ -482,7 +482,7 @@ class Forward {
       for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
         T* out[kMostRows];
         for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first;
-        multiply.product(cut, m, words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * first, init, out);
+        multiply.group(cut, m, words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * first, init, out);
       });
     }
   }
@@ -534,7 +534,7 @@ class Forward {
         T* out[kMostRows];
         const Index first = phase.product.begin * units * L;
         for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
-        if constexpr (columns > 0) multiply.product(cut, m, words<P>(s_.depth(F + 1)), w.words + r, panel, init, out);
+        if constexpr (columns > 0) multiply.group(cut, m, words<P>(s_.depth(F + 1)), w.words + r, panel, init, out);
         for (int i = 0; i < m; ++i)
           for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);
       });

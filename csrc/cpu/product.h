@@ -11,13 +11,16 @@ namespace ost::OST_SET {
 
 // 32 registers: 4 vectors x 5 rows = 20 accumulators, 4 panel vectors, the rest for broadcasts (6 rows spill with gcc 12).
 // 16 registers: 2 vectors x 6 rows; 3 x 4 for the three columns of a GRU. Each is 12 accumulators: with 8, no more than a
-// multiply-add takes in latency, training was 9% slower on Zen 3.
+// multiply-add takes in latency, training was 9% slower on Zen 3. With SSE2, which hardly a CPU runs, the smaller tiles stay: the
+// larger ones would take 12 KB of a wheel.
+constexpr bool kAvx2 = kVectorBytes == 32;
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 3;
 constexpr int kMaxRows = 8;                                  // by vectors
 constexpr int kMostRows = kHasTiles ? kTileRows : kMaxRows;  // by either
 constexpr int max_rows(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 5 : vectors == 3 ? 7 : 8;
-  return vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
+  if (kAvx2) return vectors == 3 ? 4 : 6;
+  return vectors == 3 ? 3 : vectors == 2 ? 4 : 6;
 }
 
 // How a run of vectors is cut into pieces of at most kMaxVectors, as evenly as possible, the largest last; and the rows of a tile.
@@ -62,11 +65,11 @@ OST_HD void for_row_tiles(Index rows, int most, F&& f) {
 
 // So few rows are too few chains for the latency of a multiply-add where panels are narrow: two panels are read side by side.
 // (32 registers: panels are wide enough.)
-constexpr int kPairRows = kRegisters == 32 ? 0 : 2;
+constexpr int kPairRows = kAvx2 ? 2 : 0;
 // Few rows wait for the panel: so many bytes of it are fetched ahead, across the border of a page, at which the hardware stops
 // (Zen 3, 4 rows of LSTM 1024: 1.13 times as fast). Not measured on other sets.
 constexpr Index kFetchAhead = 4096;
-constexpr int kFetchRows = kVectorBytes == 32 ? 4 : 0;
+constexpr int kFetchRows = kAvx2 ? 4 : 0;
 
 // out[m] = init[m] + a[m] . panel. a[m] points at K words with unit stride; init and out rows may be the same.
 template <class P>
@@ -176,7 +179,7 @@ template <class P, int N, int MR>
 constexpr void fill_products(Products<P>& p) {
   if constexpr (MR <= max_rows(N)) {
     p.product[N - 1][MR - 1] = tile_product<P, MR, N, 1>;
-    if constexpr (MR <= kPairRows) p.pair[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
+    if constexpr (MR <= kPairRows && !P::kEncodes) p.pair[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
     if constexpr (P::kHead == 0) p.outer[N - 1][MR - 1] = tile_outer<P, MR, N>;
     fill_products<P, N, MR + 1>(p);
   } else if constexpr (N < kMaxVectors) {
@@ -209,20 +212,24 @@ class Multiply {
     if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out);
 #endif
   }
-  int panels_at_once(int rows) const { return vectors() && rows <= kPairRows ? 2 : 1; }
+  int panels_at_once(int rows) const { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
   // So many panels of as many vectors each, one behind the other.
   OST_HD void product(int panels, int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init,
                       T* const* out) const {
     if (panels == 1) return product(vectors_, rows, depth, a, panel, init, out);
     kProducts<P>.pair[vectors_ - 1][rows - 1](depth, a, panel, init, out);
   }
-  // All vectors of a group; init and out are rows of all of them.
-  OST_HD void product(const Cut& cut, int rows, Index depth, const W* const* a, const W* panels, const T* const* init,
-                      T* const* out) const {
+  // All vectors of a group, which is cut into panels; init and out are rows of all of them. Inlined into every driver it would be
+  // 19 KB of a wheel.
+  __attribute__((noinline)) void group(const Cut& cut, int rows, Index depth, const W* const* a, const W* panels, const T* const* init,
+                                       T* const* out) const {
     constexpr int L = Vec<T>::kLanes;
+    const int at_once = panels_at_once(rows);
+    const auto panels_of = [&](int p) { return p + 1 < cut.pieces && cut.piece[p + 1].count == cut.piece[p].count ? at_once : 1; };
+    if (panels_of(0) == cut.pieces) return product(cut.pieces, cut.piece[0].count, rows, depth, a, panels, init, out);
     for (int p = 0, n; p < cut.pieces; p += n) {
       const Piece piece = cut.piece[p];
-      n = p + 1 < cut.pieces && cut.piece[p + 1].count == piece.count ? panels_at_once(rows) : 1;
+      n = panels_of(p);
       const T* in[kMostRows];
       T* to[kMostRows];
       for (int i = 0; i < rows; ++i) in[i] = init[i] + piece.begin * L, to[i] = out[i] + piece.begin * L;
@@ -304,12 +311,12 @@ void rows_product_exact(Multiplier by, Index rows, Index depth, const W* const* 
 // bytes so few rows are taken at once that both operands' lines stay in L1, and those of b are first copied to lie one behind the
 // other where they serve enough columns of a (Zen 3, training of LSTM 256 and 512: 1.02 and 1.12 times as fast). With those of 64
 // bytes b comes by four lines a row, which is fast as it is.
-constexpr Index kOuterRows = kVectorBytes == 32 ? 64 : Index(1) << 30;
+constexpr Index kOuterRows = kAvx2 ? 64 : Index(1) << 30;
 constexpr Index kNearColumns = 192;
 
 template <class P, class W = typename P::Word>
 class NearRows {
-  static constexpr Index kRows = kVectorBytes == 32 ? kOuterRows : 1;  // else there are none
+  static constexpr Index kRows = kAvx2 ? kOuterRows : 1;  // else there are none
   static constexpr int kWidth = kMaxVectors * Vec<typename P::Real>::kLanes;
 
  public:
@@ -333,7 +340,7 @@ void outer_product(Multiplier by, Index rows, const W* const* a, Range range, co
   constexpr int L = Vec<T>::kLanes;
   const Cut& cut = kCuts.of[vectors];
   const Multiply<P> multiply(by, kTileRows);
-  const bool near = kVectorBytes == 32 && range.end - range.begin >= kNearColumns;
+  const bool near = kAvx2 && range.end - range.begin >= kNearColumns;
   NearRows<P> copies;
   for (Index k = 0; k < rows; k += kOuterRows) {
     const Index some = smaller(kOuterRows, rows - k);
