@@ -124,7 +124,8 @@ class Forward {
     const Index rows = out->row_block_rows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, cut.rows))));
     out->tile_vectors = cut.pieces ? cut.piece[cut.pieces - 1].count : 0;
-    if (cut.pieces > 1 && cut.piece[cut.pieces - 2].count == out->tile_vectors && out->tile_rows <= kPairRows) out->tile_vectors *= 2;
+    if (cut.pieces > 1 && cut.piece[cut.pieces - 2].count == out->tile_vectors)
+      out->tile_vectors *= Multiply<P>::panels_at_once(out->tile_rows);
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);

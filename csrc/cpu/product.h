@@ -12,7 +12,7 @@ namespace ost::OST_SET {
 // 32 registers: 4 vectors x 5 rows = 20 accumulators, 4 panel vectors, the rest for broadcasts (6 rows spill with gcc 12).
 // 16 registers: 2 vectors x 6 rows; 3 x 4 for the three columns of a GRU. Each is 12 accumulators: with 8, no more than a
 // multiply-add takes in latency, training was 9% slower on Zen 3. With SSE2, which hardly a CPU runs, the smaller tiles stay: the
-// larger ones would take 12 KB of a wheel.
+// larger ones and pairs of words that are encoded took 17 KB of a wheel.
 constexpr bool kAvx2 = kVectorBytes == 32;
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 3;
 constexpr int kMaxRows = 8;                                  // by vectors
@@ -212,7 +212,7 @@ class Multiply {
     if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out);
 #endif
   }
-  int panels_at_once(int rows) const { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
+  static int panels_at_once(Index rows) { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
   // So many panels of as many vectors each, one behind the other.
   OST_HD void product(int panels, int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init,
                       T* const* out) const {
@@ -260,7 +260,7 @@ void rows_product(Multiplier by, Index rows, Index depth, const W* const* a, con
                   const T* const* init, T* const* out) {
   constexpr int L = Vec<T>::kLanes;
   const Multiply<P> multiply(by, rows);
-  const Index at_once = multiply.panels_at_once(int(smaller<Index>(rows, kMaxRows)));
+  const Index at_once = multiply.panels_at_once(rows);
   for (Index g = g0, groups; g < g1; g += groups) {
     const int n = plain_vectors(vectors, g);
     groups = g + at_once <= g1 && plain_vectors(vectors, g + at_once - 1) == n ? at_once : 1;
