@@ -79,6 +79,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "deviations of the wrong row of a table": ("csrc/cpu/backward.h", "call_.projected + *at(call_.lookup.ids, t, b)", "call_.projected + *at(call_.lookup.ids, 0, b)"),
     "rows that one thread norms": ("csrc/cpu/forward.h", "norm_rows(part_of(n, index, count), w.out", "norm_rows({0, index ? 0 : n / count}, w.out"),
     "a border of one width": ("python/ostinato/_memory_limit.py", "n * (rows + cells)", "n * (rows + rows)"),
+    "h of the first gate": ("csrc/cpu/forward.h", "saved[k] = V::load(tile + (k * units + u) * L);", "saved[k] = V::load(tile + u * L);"),
     "a row of the table of another step": ("csrc/cpu/forward.h", "call_.projected + *at(call_.lookup.ids, t, b)", "call_.projected + *at(call_.lookup.ids, 0, b)"),
     "sums by row that begin with the last call's": ("csrc/cpu/backward.h", "clear && k < rows.end", "false && k < rows.end"),
     "sums by row of the first vector": ("csrc/cpu/backward.h", "V::load(w.da_rows[0][i] + first + v * L)", "V::load(w.da_rows[0][i] + first)"),

@@ -13,6 +13,7 @@ struct LstmCell {
   static constexpr Columns kInput{0, 4};
   static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}};
   static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
+  static constexpr Columns kHiddenReads{3, 4};
 
   template <int P, class V>
   OST_HD static void forward(const ForwardIn<LstmCell, V>& in, ForwardOut<LstmCell, V>& out) {
@@ -23,9 +24,13 @@ struct LstmCell {
     const V c1 = fma(f, c, i * g);
     if constexpr (kPeephole) ao = fma(in.param[2], c1, ao);
     const V o = sigmoid(ao);
-    out.state[0] = o * tanh(c1);
     out.state[1] = c1;
     out.saved[0] = i, out.saved[1] = f, out.saved[2] = g, out.saved[3] = o;
+    out.state[0] = hidden(out.saved, out.state);
+  }
+  template <class V>
+  OST_HD static V hidden(const V* saved, const V* next) {
+    return saved[3] * tanh(next[1]);
   }
 
   template <int P, class V>

@@ -380,6 +380,14 @@ concept SaysWhatItEmits = (kPhaseCount<C> == 1 && !is_projected<C>()) || require
   { C::emitted(saved, states, states) } -> std::same_as<float>;
 };
 
+// hidden(saved, next): h' from the numbers kHiddenReads of what the last phase saved and the other states after the step, of a cell that
+// can give it apart from the rest. A driver may then leave h' of forward() alone, and take it when those of other rows are there too.
+template <class C>
+concept SaysItsHidden = requires(const float* saved, const float* states) {
+  { C::kHiddenReads } -> std::convertible_to<Columns>;
+  { C::hidden(saved, states) } -> std::same_as<float>;
+} && C::kHiddenReads.end <= C::kSaved && C::kHiddenReads.end <= C::kColumns;
+
 template <class C>
 concept Cell = SaysItsSizes<C> && NamesItsStates<C> && DividesOnlyTheState<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> &&
                HasOperationsInOrder<C> && NamesItsWeights<C> && HasRoomForItsScalars<C> && BeginsWithTheState<C> &&

@@ -498,8 +498,8 @@ class Forward {
       take_emitted_moments<F>(row);
       for (Index g = groups.begin; g < groups.end; ++g) {
         const int units = s_.units(g);
-        const T* product = row.product + s_.offset(g, columns.count()) - columns.begin * units * L;
-        for (int u = 0; u < units; ++u) cell<F>(row, product, g, units, u);
+        T* product = row.product + s_.offset(g, columns.count()) - columns.begin * units * L;
+        for (int u = 0; u < units; ++u) cell<F, false>(row, product, g, units, u);
       }
     }
   }
@@ -537,13 +537,31 @@ class Forward {
         for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
         if constexpr (columns > 0) multiply.group(cut, m, words<P>(s_.depth(F + 1)), w.words + r, panel, init, out);
         for (int i = 0; i < m; ++i)
-          for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);
+          for (int u = 0; u < units; ++u) cell<F, kHiddenApart<F>>(rows[i], tile[i], g, units, u);
+        if constexpr (kHiddenApart<F>)
+          for (int i = 0; i < m; ++i)
+            for (int u = 0; u < units; ++u) hidden(rows[i], tile[i], g, units, u);
       });
     }
   }
 
+  // An LSTM's tanh(c') waits for its gates, and the registers of a CPU hold the operations of about one cell in flight. The gates of all
+  // rows of a tile, and then h' of all, wait for nothing: inference of 1 to 1.06 times the speed at H = 256 to 64 on a Zen 3.
   template <int F>
-  OST_HD void cell(const Row& row, const T* tile, Index g, int units, int u) {
+  static constexpr bool kHiddenApart = F == kLast && !kProjected && SaysItsHidden<C>;
+
+  // What h' needs stands in the place of the columns that it was computed from.
+  OST_HD void hidden(const Row& row, const T* tile, Index g, int units, int u) {
+    const Index first = (g * Layout<C, P>::U + u) * L;
+    V saved[C::kSaved + 1], next[C::kStates];
+#pragma GCC unroll 8
+    for (int k = C::kHiddenReads.begin; k < C::kHiddenReads.end; ++k) saved[k] = V::load(tile + (k * units + u) * L);
+    if constexpr (C::kStates > 1) next[1] = V::load(row.c1 + first);
+    store_left(C::hidden(saved, next), row.y + first, s_.hidden - first);
+  }
+
+  template <int F, bool kLeavesHidden>
+  OST_HD void cell(const Row& row, T* tile, Index g, int units, int u) {
     constexpr Phase phase = C::kPhases[F];
     const Index first = (g * Layout<C, P>::U + u) * L, left = s_.hidden - first;
     const auto in_group = [&](int column) { return (column * units + u) * L; };
@@ -570,9 +588,12 @@ class Forward {
     if (F < kLast || saves_)
 #pragma GCC unroll 8
       for (int k = 0; k < C::kSaved; ++k) out.saved[k].store(saved + in_group(k));
+    if constexpr (kLeavesHidden)
+#pragma GCC unroll 8
+      for (int k = C::kHiddenReads.begin; k < C::kHiddenReads.end; ++k) out.saved[k].store(tile + in_group(k));
     if constexpr (F < kLast || kProjected) out.emitted.store(row.emitted + first);
     if constexpr (F == kLast) {
-      if constexpr (!kProjected) store_left(out.state[0], row.y + first, left);
+      if constexpr (!kProjected && !kLeavesHidden) store_left(out.state[0], row.y + first, left);
       if constexpr (C::kStates > 1) out.state[1].store(row.c1 + first);
     }
   }
