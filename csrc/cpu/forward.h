@@ -434,7 +434,7 @@ class Forward {
       const Index first = s_.offset_of(q, g);
       const W* panel = panels(q) + s_.rows(q) * first;
       for_row_tiles(n, multiply.most_rows(max_rows(vectors)), [&](Index r, int m) OST_INLINE {
-        multiply.product(vectors, m, words<P>(s_.hidden), w.words + r, panel, init, out);
+        multiply.product(vectors, m, words<P>(s_.hidden), w.words + r, panel, init, out, 0);
         for (int i = 0; i < m; ++i)
           for (int v = 0; v < vectors; ++v) {
             T* y = w.rows[r + i].y + first + v * L;

@@ -71,15 +71,16 @@ constexpr int kPairRows = kAvx2 ? 2 : 0;
 constexpr Index kFetchAhead = 4096;
 constexpr int kFetchRows = kAvx2 ? 4 : 0;
 
-// out[m] = init[m] + a[m] . panel. a[m] points at K words with unit stride; init and out rows may be the same.
+// out[m] = init[m] + a[m] . panel, from column `first` of init and out. a[m] points at K words with unit stride; init and out rows may
+// be the same.
 template <class P>
 using TileProduct = void (*)(Index depth, const typename P::Word* const* a, const typename P::Word* panel,
-                             const typename P::Real* const* init, typename P::Real* const* out);
+                             const typename P::Real* const* init, typename P::Real* const* out, Index first);
 
 // G panels of N vectors each, one behind the other.
 template <class P, int MR, int N, int G>
 __attribute__((noinline)) void tile_product(Index depth, const typename P::Word* const* a, const typename P::Word* panel,
-                                            const typename P::Real* const* init, typename P::Real* const* out) {
+                                            const typename P::Real* const* init, typename P::Real* const* out, Index first) {
   constexpr int L = Vec<typename P::Real>::kLanes;
   typename P::Acc acc[MR][G * N];
   const typename P::Word *row[MR], *head[G], *at[G];
@@ -92,7 +93,7 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
   for (int m = 0; m < MR; ++m) {
     row[m] = a[m];
 #pragma GCC unroll 8
-    for (int j = 0; j < G * N; ++j) acc[m][j] = P::start(init[m] + j * L, head[j / N] + j % N * L);
+    for (int j = 0; j < G * N; ++j) acc[m][j] = P::start(init[m] + first + j * L, head[j / N] + j % N * L);
   }
   Index k = 0;
   do {  // depth >= 1; a loop that may be empty makes gcc copy the accumulators through the stack
@@ -115,7 +116,7 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < G * N; ++j)
-      P::finish(acc[m][j], init[m] + j * L, head[j / N] + (N + j % N) * L, row[m] + depth).store(out[m] + j * L);
+      P::finish(acc[m][j], init[m] + first + j * L, head[j / N] + (N + j % N) * L, row[m] + depth).store(out[m] + first + j * L);
 }
 
 // Sums over so many rows take as long as the tile that they are added to takes to come from memory: it is fetched ahead.
@@ -206,18 +207,19 @@ class Multiply {
   OST_HD bool vectors() const { return !kHasTiles || !P::kEncodes || by_ == Multiplier::kVectors; }
   OST_HD int most_rows(int of_vectors) const { return vectors() ? of_vectors : kTileRows; }  // at once
 
-  OST_HD void product(int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init, T* const* out) const {
-    if (vectors()) return kProducts<P>.product[vectors_ - 1][rows - 1](depth, a, panel, init, out);
+  OST_HD void product(int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init, T* const* out,
+                      Index first) const {
+    if (vectors()) return kProducts<P>.product[vectors_ - 1][rows - 1](depth, a, panel, init, out, first);
 #if defined(OST_TILES) || defined(OST_TILE_MODEL)
-    if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out);
+    if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out, first);
 #endif
   }
   static int panels_at_once(Index rows) { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
   // So many panels of as many vectors each, one behind the other.
   OST_HD void product(int panels, int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init,
-                      T* const* out) const {
-    if (panels == 1) return product(vectors_, rows, depth, a, panel, init, out);
-    kProducts<P>.pair[vectors_ - 1][rows - 1](depth, a, panel, init, out);
+                      T* const* out, Index first) const {
+    if (panels == 1) return product(vectors_, rows, depth, a, panel, init, out, first);
+    kProducts<P>.pair[vectors_ - 1][rows - 1](depth, a, panel, init, out, first);
   }
   // All vectors of a group, which is cut into panels; init and out are rows of all of them. Inlined into every driver it would be
   // 19 KB of a wheel.
@@ -226,14 +228,11 @@ class Multiply {
     constexpr int L = Vec<T>::kLanes;
     const int at_once = panels_at_once(rows);
     const auto panels_of = [&](int p) { return p + 1 < cut.pieces && cut.piece[p + 1].count == cut.piece[p].count ? at_once : 1; };
-    if (panels_of(0) == cut.pieces) return product(cut.pieces, cut.piece[0].count, rows, depth, a, panels, init, out);
+    if (panels_of(0) == cut.pieces) return product(cut.pieces, cut.piece[0].count, rows, depth, a, panels, init, out, 0);
     for (int p = 0, n; p < cut.pieces; p += n) {
       const Piece piece = cut.piece[p];
       n = panels_of(p);
-      const T* in[kMostRows];
-      T* to[kMostRows];
-      for (int i = 0; i < rows; ++i) in[i] = init[i] + piece.begin * L, to[i] = out[i] + piece.begin * L;
-      product(n, piece.count, rows, depth, a, panels + (depth + P::kHead) * piece.begin * L, in, to);
+      product(n, piece.count, rows, depth, a, panels + (depth + P::kHead) * piece.begin * L, init, out, piece.begin * L);
     }
   }
   OST_HD void outer(int vectors_, int rows, Index depth, const W* const* a, Index column, const W* const* b, Index offset, T* out,
@@ -266,10 +265,7 @@ void rows_product(Multiplier by, Index rows, Index depth, const W* const* a, con
     groups = g + at_once <= g1 && plain_vectors(vectors, g + at_once - 1) == n ? at_once : 1;
     const Index first = g * kMaxVectors * L;
     for_row_tiles(rows, multiply.most_rows(max_rows(n)), [&](Index r, int m) OST_INLINE {
-      const T* in[kMostRows];
-      T* to[kMostRows];
-      for (int i = 0; i < m; ++i) in[i] = init[r + i] + first, to[i] = out[r + i] + first;
-      multiply.product(int(groups), n, m, depth, a + r, panels + depth * first, in, to);
+      multiply.product(int(groups), n, m, depth, a + r, panels + depth * first, init + r, out + r, first);
     });
   }
 }
@@ -289,7 +285,7 @@ void rows_product_exact(Multiplier by, Index rows, Index depth, const W* const* 
       const T* in[kMostRows];
       T* to[kMostRows];
       for (int i = 0; i < m; ++i) in[i] = init + first, to[i] = tile[i];
-      multiply.product(n, m, depth, a + r, panels + depth * first, in, to);
+      multiply.product(n, m, depth, a + r, panels + depth * first, in, to, 0);
       for (int i = 0; i < m; ++i)
         for (int j = 0; j < n; ++j) {
           const Index left = width - first - j * L;

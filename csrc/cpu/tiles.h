@@ -125,11 +125,11 @@ struct TileSums {
 // As tile_product, for up to kTileRows rows. Those of the operands lie equally far apart.
 template <class P>
 using RowsProduct = void (*)(int rows, Index depth, const typename P::Word* const* a, const typename P::Word* panel,
-                             const typename P::Real* const* init, typename P::Real* const* out);
+                             const typename P::Real* const* init, typename P::Real* const* out, Index first);
 
 template <class P, class Tiles, int N>
 __attribute__((noinline)) void product_by_tiles(int rows, Index depth, const typename P::Word* const* a, const typename P::Word* panel,
-                                                const typename P::Real* const* init, typename P::Real* const* out) {
+                                                const typename P::Real* const* init, typename P::Real* const* out, Index first) {
   using Sums = TileSums<P, N>;
   constexpr int L = Sums::L;
   constexpr typename Sums::Each each{};
@@ -137,7 +137,7 @@ __attribute__((noinline)) void product_by_tiles(int rows, Index depth, const typ
   panel += P::kHead * N * L;
   Sums sums;
   for (int m = 0; m < rows; ++m)
-    for (int j = 0; j < N; ++j) sums.set(m, j, P::start(init[m] + j * L, head + j * L));
+    for (int j = 0; j < N; ++j) sums.set(m, j, P::start(init[m] + first + j * L, head + j * L));
   const Index apart = rows > 1 ? a[1] - a[0] : 0;
   Tiles tiles;
   tiles.require_even(a, rows);
@@ -150,7 +150,8 @@ __attribute__((noinline)) void product_by_tiles(int rows, Index depth, const typ
   sums.store(tiles, each);
   tiles.release();
   for (int m = 0; m < rows; ++m)
-    for (int j = 0; j < N; ++j) P::finish(sums.get(m, j), init[m] + j * L, head + (N + j) * L, a[m] + depth).store(out[m] + j * L);
+    for (int j = 0; j < N; ++j)
+      P::finish(sums.get(m, j), init[m] + first + j * L, head + (N + j) * L, a[m] + depth).store(out[m] + first + j * L);
 }
 
 // As tile_outer, for up to kTileRows columns of a. Rows of b lie equally far apart.
