@@ -66,10 +66,12 @@ OST_HD void for_row_tiles(Index rows, int most, F&& f) {
 // So few rows are too few chains for the latency of a multiply-add where panels are narrow: two panels are read side by side.
 // (32 registers: panels are wide enough.)
 constexpr int kPairRows = kAvx2 ? 2 : 0;
-// Few rows wait for the panel: so many bytes of it are fetched ahead, across the border of a page, at which the hardware stops
-// (Zen 3, 4 rows of LSTM 1024: 1.13 times as fast). Not measured on other sets.
+// Tiles wait for panels: so many bytes are fetched ahead, across the border of a page, at which the hardware stops (Zen 3, LSTM 1024:
+// with 4 rows 1.13 times as fast, with 32 and 128 rows 1.07 and 1.11). Tiles of more than kFewRows do so where panels are deep:
+// short ones stay in L1, from which lines fetched too early would drive others. Not measured on other sets.
 constexpr Index kFetchAhead = 4096;
-constexpr int kFetchRows = kAvx2 ? 4 : 0;
+constexpr int kFetchRows = kAvx2 ? 6 : 0, kFewRows = 4;
+constexpr Index kDeepPanel = 256;
 
 // out[m] = init[m] + a[m] . panel, from column `first` of init and out. a[m] points at K words with unit stride; init and out rows may
 // be the same.
@@ -95,6 +97,7 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
 #pragma GCC unroll 8
     for (int j = 0; j < G * N; ++j) acc[m][j] = P::start(init[m] + first + j * L, head[j / N] + j % N * L);
   }
+  const Index ahead = MR <= kFewRows || depth >= kDeepPanel ? kFetchAhead / Index(sizeof(typename P::Word)) : 0;
   Index k = 0;
   do {  // depth >= 1; a loop that may be empty makes gcc copy the accumulators through the stack
     typename P::Weights b[G * N];
@@ -102,7 +105,7 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
     for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j) b[g * N + j] = P::load(at[g] + j * L);
-      if constexpr (MR <= kFetchRows) __builtin_prefetch(at[g] + kFetchAhead / Index(sizeof(typename P::Word)));
+      if constexpr (MR <= kFetchRows) __builtin_prefetch(at[g] + ahead);
       at[g] += N * L;
     }
 #pragma GCC unroll 8
