@@ -427,6 +427,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder, built = Path(temporary) / "tree", Path(temporary) / "built"
+        commit = command("git", "rev-parse", "--short=10", "HEAD", folder=ROOT).strip()
         for path in command("git", "ls-files", folder=ROOT).split():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, folder / path)
@@ -438,7 +439,7 @@ def main() -> int:
         for name in names:  # each on a copy at the same place, with the same dates: only what the mistake changes is built
             shutil.copytree(built, folder, symlinks=True)
             if line := caught(name, folder):
-                ledger.add(name, mistake="\n".join(MUTANTS[name]), test=line)
+                ledger.add(name, mistake="\n".join(MUTANTS[name]), test=line, commit=commit)
             else:
                 missed.append(name)
             shutil.rmtree(folder)
