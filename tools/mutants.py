@@ -64,7 +64,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "norms of one state": ("csrc/cpu/backward.h", "rows[i].scale_c = sums[1] >", "rows[i].scale_c = sums[0] >"),
     "a projection of one vector": ("csrc/cpu/forward.h", "store_left(V::load(tile[i] + v * L), y,", "store_left(V::load(tile[i]), y,"),
     "norms that a projection does not heed": ("csrc/cpu/backward.h", "keep_lanes(scaled(row, 0, arriving(row, 0, first, left)), left)", "keep_lanes(arriving(row, 0, first, left), left)"),
-    "what is projected, of the old c": ("csrc/cells/lstm.h", "static V emitted(const V* saved, const V*, const V* next) {\n    return saved[3] * tanh(next[1]);", "static V emitted(const V* saved, const V* previous, const V*) {\n    return saved[3] * tanh(previous[1]);"),
+    "what is projected, of the old c": ("csrc/cells/lstm.h", "static V emitted(const V* saved, const V*, const V* next) {\n    return Lstm::hidden(saved, next);", "static V emitted(const V* saved, const V* previous, const V*) {\n    return Lstm::hidden(saved, previous);"),
     "a slope beyond the clip": ("csrc/cells/activation.h", "out.slope = select(a < low, V(T(0)), select(high < a, V(T(0)), out.slope));", ""),
     "a clip of c'": ("csrc/cells/general.h", "activated(s + 2 * kFunctionScalars, c1).value", "activated(s + 2 * kFunctionScalars, clip, c1).value"),
     "coupled gates that learn apart": ("csrc/cells/general.h", "(coupled ? g - c : g)", "g"),

@@ -13,7 +13,7 @@ struct LstmCell {
   static constexpr Columns kInput{0, 4};
   static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}};
   static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
-  static constexpr Columns kHiddenReads{3, 4};
+  static constexpr Columns kHiddenReads{3, 4};  // o
 
   template <int P, class V>
   OST_HD static void forward(const ForwardIn<LstmCell, V>& in, ForwardOut<LstmCell, V>& out) {
@@ -77,7 +77,7 @@ struct LstmProjected {
   }
   template <class V>
   OST_HD static V emitted(const V* saved, const V*, const V* next) {
-    return saved[3] * tanh(next[1]);
+    return Lstm::hidden(saved, next);
   }
   template <int P, class V>
   OST_HD static void backward(const BackwardIn<Lstm, V>& in, BackwardOut<Lstm, V>& out) {

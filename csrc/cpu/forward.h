@@ -546,7 +546,7 @@ class Forward {
   }
 
   // An LSTM's tanh(c') waits for its gates, and the registers of a CPU hold the operations of about one cell in flight. The gates of all
-  // rows of a tile, and then h' of all, wait for nothing: inference of 1 to 1.06 times the speed at H = 256 to 64 on a Zen 3.
+  // rows of a tile, and then h' of all, wait for nothing: inference is 1.03 to 1.08 times as fast at H = 256 to 64 on Zen 3.
   template <int F>
   static constexpr bool kHiddenApart = F == kLast && !kProjected && SaysItsHidden<C>;
 
