@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from ostinato.tasks import bench
-from ostinato.tasks.contenders import Case, arrays, make, settings_of
+from ostinato.tasks.contenders import CONTENDERS, Case, arrays, make, settings_of
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -83,6 +84,22 @@ PEERS = [
     }.items()
     if all(importlib.util.find_spec(m) for m in modules)
 ]
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("name", ["ostinato", *(p for p in PEERS if p in ("torch", "onnxruntime"))])
+def test_a_contender_keeps_no_weights_of_the_case(name: str, mode: str) -> None:
+    """They would count as memory of the layer, which has its own."""
+    make_contender, _, modes = CONTENDERS[name]
+    if mode not in modes:
+        pytest.skip(f"{name} does not train")
+    case = Case("gru", mode, 2, 8, 5)
+    a = arrays(case)
+    kept = [weakref.ref(a[n]) for n in case.weights]
+    run = make_contender(case, a, 1, {})
+    del a
+    run()
+    assert [ref() for ref in kept] == [None] * 4
 
 
 @pytest.mark.skipif(not PEERS, reason="no peer is installed")

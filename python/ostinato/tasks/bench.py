@@ -29,6 +29,7 @@ import numpy as np
 from .. import _check, safetensors
 from .._annotations import readable
 from .._check import Array
+from .._runtime import release_memory
 from .contenders import CONTENDERS, Case, arrays, make, settings_of
 from .models import prepare_file
 
@@ -140,6 +141,7 @@ class _Job:
         self.call = None
         self.case = case = Case(**order["case"])
         arrays(case)  # so that the memory of numpy.random and the like is there already
+        release_memory()  # what the case before left would be neither this one's nor counted
         _reset_peak()
         before = _resident("VmRSS")
         self.call = call = make(self.name, case, order["threads"])

@@ -177,15 +177,17 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
 
         return one
 
+    x, dy = a["x"], a["dy"]  # not a itself, whose weights would count as memory of the layer
+
     def train() -> dict[str, Array]:
         with layer.write():  # as after an optimiser's step: the weights are packed again
             pass
         layer.zero_grad()
-        (y, _), pullback = layer.vjp(a["x"])
-        dx, _ = pullback(a["dy"])
+        (y, _), pullback = layer.vjp(x)
+        dx, _ = pullback(dy)
         return {"y": y, "dx": dx, **{n: layer.grads[n + "_l0"] for n in case.weights}}
 
-    return train if case.mode == "train" else lambda: {"y": layer(a["x"])[0]}
+    return train if case.mode == "train" else lambda: {"y": layer(x)[0]}
 
 
 def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
@@ -316,8 +318,8 @@ def _onnxruntime(case: Case, a: dict[str, Array], threads: int, settings: dict[s
             return {"y": y[0, 0]}
 
         return one
-    session = onnx_session(case, a, threads)
-    return lambda: {"y": session.run(None, {"X": a["x"]})[0][:, 0]}
+    session, x = onnx_session(case, a, threads), a["x"]
+    return lambda: {"y": session.run(None, {"X": x})[0][:, 0]}
 
 
 def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
