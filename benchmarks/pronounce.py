@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+import contenders
 import ostinato as ost
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "pronounce.py"
 WORD = 12  # letters of the longest word
 
 
@@ -58,11 +58,7 @@ def theirs() -> Any:
 
 def ours() -> tuple[Any, Any]:
     """Return the speller of the example, and its module."""
-    spec = importlib.util.spec_from_file_location("pronounce", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = contenders.example("pronounce")
     file = example.weights()
     if file is None:
         raise SystemExit("g2p-en is not installed: pip install --no-deps g2p-en==2.1.0")
