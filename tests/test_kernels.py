@@ -31,8 +31,8 @@ from conftest import (
 from ostinato import _cells, _core, reference
 
 DTYPES = [np.float32, np.float64]
-# (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks
-# (128, 256 rows).
+# (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (4 to 8), groups of units (64) and
+# blocks (128, 256 rows); weight gradients of several chains of 64 rows, packed from 192 columns on.
 SIZES = [
     (1, 1, 1, 1),
     (2, 3, 2, 3),
@@ -43,6 +43,7 @@ SIZES = [
     (3, 41, 9, 20),
     (130, 2, 3, 8),
     (3, 300, 2, 5),
+    (80, 2, 200, 200),
 ]
 
 

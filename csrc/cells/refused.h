@@ -106,6 +106,12 @@ struct HeadsOfTheEmitted : GruResetBefore {
 };
 static_assert(!DividesOnlyTheState<HeadsOfTheEmitted> && !Cell<HeadsOfTheEmitted>);
 
+// h' from numbers that are not saved.
+struct HiddenOfTheUnsaved : Lstm {
+  static constexpr Columns kHiddenReads{3, Lstm::kSaved + 1};
+};
+static_assert(SaysItsHidden<Lstm> && !SaysItsHiddenOrNothing<HiddenOfTheUnsaved> && !Cell<HiddenOfTheUnsaved>);
+
 // No backward pass.
 struct ForwardOnly : Lstm {
   template <int P, class V>

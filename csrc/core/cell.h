@@ -386,11 +386,13 @@ template <class C>
 concept SaysItsHidden = requires(const float* saved, const float* states) {
   { C::kHiddenReads } -> std::convertible_to<Columns>;
   { C::hidden(saved, states) } -> std::same_as<float>;
-} && C::kHiddenReads.end <= C::kSaved && C::kHiddenReads.end <= C::kColumns;
+} && C::kHiddenReads.begin >= 0 && C::kHiddenReads.end <= C::kSaved && C::kHiddenReads.end <= C::kColumns;
+template <class C>
+concept SaysItsHiddenOrNothing = SaysItsHidden<C> || !requires { C::kHiddenReads; };
 
 template <class C>
 concept Cell = SaysItsSizes<C> && NamesItsStates<C> && DividesOnlyTheState<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> &&
                HasOperationsInOrder<C> && NamesItsWeights<C> && HasRoomForItsScalars<C> && BeginsWithTheState<C> &&
-               TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
+               TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C> && SaysItsHiddenOrNothing<C>;
 
 }  // namespace ost::OST_SET

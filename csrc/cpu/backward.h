@@ -1,17 +1,18 @@
 // Backpropagation through time of one layer and direction, for any cell. The batch is cut into `parts` by a rule of B and H
 // alone, and time, for each part, into chunks of max(1, 256 / rows) whole steps, anchored at t = 0. A chunk, descending in
 // processing order: the cell's backward, then dh = da R; then dx = da W; then, while da is in cache, the chunk's share of
-// dW, dR and the biases, from zero, added to the part's sums. At the end the parts' sums are added in order. So all sums have
-// one order, whatever the number of threads, and threads that take different parts share nothing that is written.
+// dW, dR and the biases, from zero, added to the part's sums (with AVX2 the rows of dW and dR in turns, product.h). At the end the parts'
+// sums are added in order. So all sums have one order, whatever the number of threads, and threads that take different parts share nothing
+// that is written.
 #pragma once
 #include "forward.h"
 
 namespace ost::OST_SET {
 
-constexpr Index kWeightRows = 256;            // rows of a chunk; a chain of sums takes no more (product.h: kOuterRows)
+constexpr Index kWeightRows = 256;            // rows of a block; a chain of sums takes no more (product.h: kOuterRows)
 constexpr Index kSumBytes = Index(20) << 20;  // what all parts' sums of R's gradient (and as much for W's) may take
 
-// 16 rows fill the tiles (4 rows where there are few); more than 8 parts would only add memory.
+// 16 rows fill tiles well (4 rows where there are few); more than 8 parts would only add memory.
 inline Index gradient_parts(Index batch, Index bytes) {
   Index parts = batch < 8 ? 1 : batch < 48 ? 2 : smaller<Index>(8, batch / 16);
   while (parts > 1 && parts * bytes > kSumBytes) parts /= 2;
@@ -535,7 +536,7 @@ class Backward {
     if (state == 0 && row.dy) d = d + load_left(row.dy + first, left);
     if (controlled_) {
       if (state == 1 && row.dcell) d = d + load_left(row.dcell + first, left);
-      if (const T clip = call_.control.clip_value; clip > 0) d = select(V(clip) < d, V(clip), select(d < V(-clip), V(-clip), d));
+      if (const T clip = call_.control.clip_value; clip > 0) d = clamp(d, -clip, clip);
     }
     return d;
   }

@@ -123,9 +123,11 @@ class Forward {
     const Cut& cut = kCuts.of[C::kPhases[0].product.count() * s.units(0)];
     const Index rows = out->row_block_rows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, cut.rows))));
-    out->tile_vectors = cut.pieces ? cut.piece[cut.pieces - 1].count : 0;
-    if (cut.pieces > 1 && cut.piece[cut.pieces - 2].count == out->tile_vectors)
-      out->tile_vectors *= Multiply<P>::panels_at_once(out->tile_rows);
+    out->tile_vectors = 0;  // the most
+    for (int p = 0, n; p < cut.pieces; p += n) {
+      n = cut.panels_from(p, Multiply<P>::panels_side_by_side(out->tile_rows));
+      out->tile_vectors = larger(out->tile_vectors, n * cut.piece[p].count);
+    }
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);

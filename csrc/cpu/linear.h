@@ -1,5 +1,5 @@
 // y = x W^T + b over n rows, and its gradients, on the products of the recurrences. Rows are spread over threads; dW is
-// summed over fixed chunks of 256 rows, so its bits do not depend on the threads either.
+// summed over fixed blocks of at most 256 rows, so its bits do not depend on the threads either.
 #pragma once
 #include "backward.h"
 

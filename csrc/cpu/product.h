@@ -30,6 +30,10 @@ struct Piece {
 struct Cut {
   int pieces, rows;
   Piece piece[6];
+  // How many panels from piece p on are read side by side, of equal neighbours so many.
+  OST_HD constexpr int panels_from(int p, int side_by_side) const {
+    return p + 1 < pieces && piece[p + 1].count == piece[p].count ? side_by_side : 1;
+  }
 };
 constexpr int kMostVectors = 16;  // of a group of units, with all its columns
 constexpr Cut cut_vectors(int vectors) {
@@ -66,11 +70,12 @@ OST_HD void for_row_tiles(Index rows, int most, F&& f) {
 // So few rows are too few chains for the latency of a multiply-add where panels are narrow: two panels are read side by side.
 // (32 registers: panels are wide enough.)
 constexpr int kPairRows = kAvx2 ? 2 : 0;
-// Tiles wait for panels: so many bytes are fetched ahead, across the border of a page, at which the hardware stops (Zen 3, LSTM 1024:
-// with 4 rows 1.13 times as fast, with 32 and 128 rows 1.07 and 1.11). Tiles of more than kFewRows do so where panels are deep:
-// short ones stay in L1, from which lines fetched too early would drive others. Not measured on other sets.
-constexpr Index kFetchAhead = 4096;
-constexpr int kFetchRows = kAvx2 ? 6 : 0, kFewRows = 4;
+// Tiles wait for panels: with AVX2 they are prefetched at this distance, across the border of a page, at which the hardware stops
+// (Zen 3, LSTM 1024: with 4 rows 1.13 times as fast, with 32 and 128 rows 1.07 and 1.11). Tiles of more than kFewRows do so where a
+// panel has at least kDeepPanel words for each output: short ones stay in L1, from which lines that come too early would drive others,
+// and the distance is zero. One line for each k is that of two vectors; of a panel of three the hardware fetches every third line.
+constexpr Index kPrefetchBytes = 4096;
+constexpr int kFewRows = 4;
 constexpr Index kDeepPanel = 256;
 
 // out[m] = init[m] + a[m] . panel, from column `first` of init and out. a[m] points at K words with unit stride; init and out rows may
@@ -97,7 +102,7 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
 #pragma GCC unroll 8
     for (int j = 0; j < G * N; ++j) acc[m][j] = P::start(init[m] + first + j * L, head[j / N] + j % N * L);
   }
-  const Index ahead = MR <= kFewRows || depth >= kDeepPanel ? kFetchAhead / Index(sizeof(typename P::Word)) : 0;
+  const std::uintptr_t distance = MR <= kFewRows || depth >= kDeepPanel ? kPrefetchBytes : 0;
   Index k = 0;
   do {  // depth >= 1; a loop that may be empty makes gcc copy the accumulators through the stack
     typename P::Weights b[G * N];
@@ -105,7 +110,8 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
     for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j) b[g * N + j] = P::load(at[g] + j * L);
-      if constexpr (MR <= kFetchRows) __builtin_prefetch(at[g] + ahead);
+      // Not a sum of pointers, which must not leave what it points into.
+      if constexpr (kAvx2) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at[g]) + distance));
       at[g] += N * L;
     }
 #pragma GCC unroll 8
@@ -122,8 +128,8 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
       P::finish(acc[m][j], init[m] + first + j * L, head[j / N] + (N + j % N) * L, row[m] + depth).store(out[m] + first + j * L);
 }
 
-// Sums over so many rows take as long as the tile that they are added to takes to come from memory: it is fetched ahead.
-constexpr Index kFetchDepth = 16;
+// Sums over so many rows take as long as the tile that they are added to takes to come from memory: it is prefetched.
+constexpr Index kPrefetchDepth = 16;
 constexpr int kLineVectors = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
 
 // out[m] (+)= sum over k of a[k][column + m] * b[k][offset ..]: an outer-product sum over rows k, from zero; the first one is stored. For
@@ -142,7 +148,7 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) acc[m][j] = V(T(0));
-  if (depth >= kFetchDepth) {
+  if (depth >= kPrefetchDepth) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -175,7 +181,7 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
 template <class P>
 struct Products {
   TileProduct<P> product[kMaxVectors][kMaxRows];
-  TileProduct<P> pair[kMaxVectors][larger(kPairRows, 1)];
+  TileProduct<P> two_panels[kMaxVectors][larger(kPairRows, 1)];  // of more than one vector: one is no neighbour of another
   TileOuter<P> outer[kMaxVectors][kMaxRows];
 };
 
@@ -183,7 +189,7 @@ template <class P, int N, int MR>
 constexpr void fill_products(Products<P>& p) {
   if constexpr (MR <= max_rows(N)) {
     p.product[N - 1][MR - 1] = tile_product<P, MR, N, 1>;
-    if constexpr (MR <= kPairRows && !P::kEncodes) p.pair[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
+    if constexpr (N > 1 && MR <= kPairRows && !P::kEncodes) p.two_panels[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
     if constexpr (P::kHead == 0) p.outer[N - 1][MR - 1] = tile_outer<P, MR, N>;
     fill_products<P, N, MR + 1>(p);
   } else if constexpr (N < kMaxVectors) {
@@ -217,24 +223,24 @@ class Multiply {
     if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out, first);
 #endif
   }
-  static int panels_at_once(Index rows) { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
+  static int panels_side_by_side(Index rows) { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
   // So many panels of as many vectors each, one behind the other.
   OST_HD void product(int panels, int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init,
                       T* const* out, Index first) const {
     if (panels == 1) return product(vectors_, rows, depth, a, panel, init, out, first);
-    kProducts<P>.pair[vectors_ - 1][rows - 1](depth, a, panel, init, out, first);
+    kProducts<P>.two_panels[vectors_ - 1][rows - 1](depth, a, panel, init, out, first);
   }
   // All vectors of a group, which is cut into panels; init and out are rows of all of them. Inlined into every driver it would be
   // 19 KB of a wheel.
   __attribute__((noinline)) void group(const Cut& cut, int rows, Index depth, const W* const* a, const W* panels, const T* const* init,
                                        T* const* out) const {
     constexpr int L = Vec<T>::kLanes;
-    const int at_once = panels_at_once(rows);
-    const auto panels_of = [&](int p) { return p + 1 < cut.pieces && cut.piece[p + 1].count == cut.piece[p].count ? at_once : 1; };
-    if (panels_of(0) == cut.pieces) return product(cut.pieces, cut.piece[0].count, rows, depth, a, panels, init, out, 0);
+    const int side_by_side = panels_side_by_side(rows);
+    if (cut.panels_from(0, side_by_side) == cut.pieces)
+      return product(cut.pieces, cut.piece[0].count, rows, depth, a, panels, init, out, 0);
     for (int p = 0, n; p < cut.pieces; p += n) {
       const Piece piece = cut.piece[p];
-      n = panels_of(p);
+      n = cut.panels_from(p, side_by_side);
       product(n, piece.count, rows, depth, a, panels + (depth + P::kHead) * piece.begin * L, init, out, piece.begin * L);
     }
   }
@@ -262,10 +268,10 @@ void rows_product(Multiplier by, Index rows, Index depth, const W* const* a, con
                   const T* const* init, T* const* out) {
   constexpr int L = Vec<T>::kLanes;
   const Multiply<P> multiply(by, rows);
-  const Index at_once = multiply.panels_at_once(rows);
+  const Index side_by_side = multiply.panels_side_by_side(rows);
   for (Index g = g0, groups; g < g1; g += groups) {
     const int n = plain_vectors(vectors, g);
-    groups = g + at_once <= g1 && plain_vectors(vectors, g + at_once - 1) == n ? at_once : 1;
+    groups = g + side_by_side <= g1 && plain_vectors(vectors, g + side_by_side - 1) == n ? side_by_side : 1;
     const Index first = g * kMaxVectors * L;
     for_row_tiles(rows, multiply.most_rows(max_rows(n)), [&](Index r, int m) OST_INLINE {
       multiply.product(int(groups), n, m, depth, a + r, panels + depth * first, init + r, out + r, first);
@@ -311,15 +317,15 @@ void rows_product_exact(Multiplier by, Index rows, Index depth, const W* const* 
 // other where they serve enough columns of a (Zen 3, training of LSTM 256 and 512: 1.02 and 1.12 times as fast). With those of 64
 // bytes b comes by four lines a row, which is fast as it is.
 constexpr Index kOuterRows = kAvx2 ? 64 : Index(1) << 30;
-constexpr Index kNearColumns = 192;
+constexpr Index kPackedColumns = 192;
 
 template <class P, class W = typename P::Word>
-class NearRows {
+class PackedRows {
   static constexpr Index kRows = kAvx2 ? kOuterRows : 1;  // else there are none
   static constexpr int kWidth = kMaxVectors * Vec<typename P::Real>::kLanes;
 
  public:
-  OST_HD const W* const* copy(const W* const* from, Index rows, Index offset, int width) {
+  OST_HD const W* const* pack(const W* const* from, Index rows, Index offset, int width) {
     for (Index k = 0; k < rows; ++k) {
       rows_[k] = words_ + k * width;
       __builtin_memcpy(words_ + k * width, from[k] + offset, std::size_t(width) * sizeof(W));
@@ -339,17 +345,17 @@ void outer_product(Multiplier by, Index rows, const W* const* a, Range range, co
   constexpr int L = Vec<T>::kLanes;
   const Cut& cut = kCuts.of[vectors];
   const Multiply<P> multiply(by, kTileRows);
-  const bool near = kAvx2 && range.end - range.begin >= kNearColumns;
-  NearRows<P> copies;
+  const bool packs = kAvx2 && range.end - range.begin >= kPackedColumns;
+  PackedRows<P> packed;
   for (Index k = 0; k < rows; k += kOuterRows) {
     const Index some = smaller(kOuterRows, rows - k);
     for (int p = 0; p < cut.pieces; ++p) {
       const Piece piece = cut.piece[p];
       const Index offset = first + piece.begin * L;
-      const W* const* of_b = near ? copies.copy(b + k, some, offset, piece.count * L) : b + k;
+      const W* const* of_b = packs ? packed.pack(b + k, some, offset, piece.count * L) : b + k;
       for_row_tiles(range.end - range.begin, multiply.most_rows(max_rows(piece.count)), [&](Index i, int count) OST_INLINE {
         const Index m = range.begin + i;
-        multiply.outer(piece.count, count, some, a + k, m, of_b, near ? 0 : offset, sums + m * stride + piece.begin * L, stride,
+        multiply.outer(piece.count, count, some, a + k, m, of_b, packs ? 0 : offset, sums + m * stride + piece.begin * L, stride,
                        store && k == 0);
       });
     }

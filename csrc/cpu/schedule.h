@@ -20,7 +20,7 @@ struct Plan {
   double seconds;   // by the model
 };
 
-constexpr Index kRowBlockRows = 20;  // batch rows that travel through time concurrent: 4 x 5 or 5 x 4
+constexpr Index kRowBlockRows = 20;  // batch rows that travel through time together: 4 tiles of 5; AVX2: with 36 1.01 at H = 1024, else 1
 constexpr Index kWaveBlocks = 8;     // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
 constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 

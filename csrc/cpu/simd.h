@@ -1,5 +1,5 @@
 // A thin layer over the vector extensions of GCC and Clang: about twenty operations, one source for every set. Intrinsics
-// stand only where the extensions have no word (fused multiply-add, masked tails).
+// stand only where the extensions have no word (fused multiply-add, masked tails), or two instructions for one (min, max).
 #pragma once
 #include "../core/common.h"
 
