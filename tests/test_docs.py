@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def need_framework(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ostinato", *MODULES])
-def test_docstrings(name: str) -> None:
+def test_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_framework(name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # examples leave files there
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
@@ -99,6 +101,7 @@ PROMISED = re.compile(rf"print\(.*\)  # (True|False|Ragged\(.*\)|{SHAPES}|[\d-]+
 def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     need_framework(path.name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if path.name == "gpu.md" and not ostinato.cuda.is_available():
         native_for_tests()
         fake_cupy.stand_in(monkeypatch)

@@ -59,9 +59,9 @@ class Sound(NamedTuple):
 def read_wav(path: str | os.PathLike[str]) -> Sound:
     r"""Read a WAV file of whole numbers with 8, 16, 24 or 32 bits a sample.
 
-    >>> import tempfile, wave
-    >>> path = tempfile.mktemp(".wav")
-    >>> with wave.open(path, "wb") as file:
+    >>> import pathlib, tempfile, wave
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.wav"
+    >>> with wave.open(str(path), "wb") as file:
     ...     file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
     ...     file.writeframes(b"\x00\x40" * 3)
     (None, None, None)
