@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import ostinato as ost
-from ostinato import safetensors
+from ostinato import _core, safetensors
 from ostinato.__main__ import info
 from ostinato.tasks import bench, contenders
 from ostinato.tasks.contenders import Case
@@ -503,6 +503,24 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
         yield f"| {r['name']} | {own} | {peers} |"
 
 
+def speed_after_pauses() -> dict[str, float]:
+    """Return how fast a thread multiplies and adds in the first 0.5 ms after pauses, to no pause.
+
+    It is what the CPU itself takes to come back to its speed, whatever program runs.
+    """
+    seconds, times = 0.0005, 15
+    _core.fma_peak(0.05, 4)
+    usual = statistics.median(_core.fma_peak(seconds, 4) for _ in range(times))
+    out = {}
+    for ms in (10, 50, 100, 300):
+        speeds = []
+        for _ in range(times):
+            time.sleep(ms / 1000)
+            speeds.append(_core.fma_peak(seconds, 4))
+        out[str(ms)] = statistics.median(speeds) / usual
+    return out
+
+
 def report(figures: dict[str, Any], page: str) -> None:
     """Write docs/PAGE-use.md, a part of docs/PAGE.md."""
     machine = figures["machine"]
@@ -514,6 +532,13 @@ def report(figures: dict[str, Any], page: str) -> None:
         "times faster\n"
         "ostinato is than each peer in the same place."
     )
+    if speed := figures.get("speed_after_pauses"):  # of results since 2026-11-29
+        *first, last = (f"{share:.2f} after {ms} ms" for ms, share in speed.items())
+        head += (
+            " After a pause the CPU itself is slower,\n"
+            "whatever it runs: in the first half millisecond one thread multiplies and adds at\n"
+            f"{', '.join(first)} and {last} of its speed without one."
+        )
     (DOCS / f"{page}-use.md").write_text(
         "\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""])
     )
@@ -538,6 +563,7 @@ def main() -> None:
     threads = ost.get_num_threads()
     date = f"{datetime.date.today():%Y-%m-%d}"
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
+    figures["speed_after_pauses"] = speed_after_pauses()
     print(
         f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster "
         "than each peer"
