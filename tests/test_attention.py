@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -192,8 +193,11 @@ def test_attention_is_told_what_is_wrong() -> None:
         nn.Attention("cosine")
     with pytest.raises(ValueError, match="query_size: expected None for 'dot', got 3"):
         nn.Attention("dot", 3)
-    with pytest.raises(TypeError, match="query_size: expected a whole number, got None"):
-        nn.Attention("additive")
+    for kind in ("general", "additive"):
+        with pytest.raises(
+            ValueError, match=f"query_size: expected a number for '{kind}', got None"
+        ):
+            nn.Attention(kind)
     with pytest.raises(ValueError, match="query: expected a last axis of 4 as the keys, got 3"):
         attention(q[..., :3], k)
     with pytest.raises(ValueError, match="query: expected a batch of 2 as the keys, got 1"):
@@ -217,6 +221,79 @@ def test_attention_is_told_what_is_wrong() -> None:
             attention(query, k, mask=WHOLE[:, :2])
     with pytest.raises(ValueError, match="lengths: expected values from 0 to T = 5, got 6"):
         attention(q, k, lengths=[6, 1])
+
+
+def wrong_calls() -> dict[str, Any]:
+    q, k = drawn(T, B, D), drawn(S, B, D)
+    ragged, attention = ost.Ragged(drawn(7, D), [0, 3, 7]), made("dot")
+    flat, lists = ost.Ragged(drawn(7), [0, 3, 7]), [drawn(2, D)]
+    none = "expected None with ragged sequences, got"
+    no_array = "expected a numpy.ndarray, got"
+    general, additive = (made(kind, key=5) for kind in ("general", "additive"))
+    return {
+        "ragged keys": (ValueError, f"keys: {none}", lambda: attention(ragged, k)),
+        "ragged values": (ValueError, f"values: {none}", lambda: attention(ragged, values=ragged)),
+        "ragged lengths": (ValueError, f"lengths: {none}", lambda: attention(ragged, lengths=[1])),
+        "ragged mask": (ValueError, f"mask: {none}", lambda: attention(ragged, mask=MASK)),
+        "list and values": (ValueError, f"values: {none}", lambda: attention(lists, values=lists)),
+        "flat rows": (
+            ValueError,
+            "query: expected rows of shape (N, Q), got (7,)",
+            lambda: attention(flat),
+        ),
+        "weights of a Ragged": (
+            TypeError,
+            f"query: {no_array} Ragged",
+            lambda: attention.weights(ragged),
+        ),
+        "weights of a list": (
+            TypeError,
+            f"query: {no_array} list",
+            lambda: attention.weights(lists),
+        ),
+        "nested lists": (
+            TypeError,
+            f"query: {no_array} list",
+            lambda: attention(q.tolist(), lengths=LENGTHS),
+        ),
+        "lists as keys": (
+            TypeError,
+            f"keys: {no_array} list",
+            lambda: attention(q, k.tolist(), lengths=LENGTHS),
+        ),
+        "lists as values": (
+            TypeError,
+            f"values: {no_array} list",
+            lambda: attention(q, k, k.tolist(), lengths=LENGTHS),
+        ),
+        "dtype of x": (
+            TypeError,
+            "query: expected dtype float64, got float32",
+            lambda: attention(q.astype(np.float32)),
+        ),
+        "values and lengths": (
+            ValueError,
+            "values: expected (2, 5) as the keys, got (2, 4)",
+            lambda: attention(q, k, k[:4], lengths=LENGTHS),
+        ),
+        "width of keys": (
+            ValueError,
+            "keys: expected a last axis of 5, got 4",
+            lambda: general(q, k),
+        ),
+        "width of a query": (
+            ValueError,
+            "query: expected a last axis of 4, got 3",
+            lambda: additive(q[..., :3], drawn(S, B, 5)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_calls())
+def test_what_is_wrong_with_a_call_of_attention(case: str) -> None:
+    error, words, call = wrong_calls()[case]
+    with pytest.raises(error, match=re.escape(words)):
+        call()
 
 
 # -- encoder and decoder ---------------------------------------------------------------------------

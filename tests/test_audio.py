@@ -125,6 +125,8 @@ def test_resampling_at_its_edges() -> None:
     assert audio.resample(x[:1], 3, 2).shape == (1,)
     made = audio.resample(x, 11, 10)
     assert made.dtype == np.float32
+    assert audio.resample(x.astype(np.int16), 11, 10).dtype == np.float64
+    assert audio.resample(x.astype(np.int16), 11, 11).dtype == np.float64
     assert np.abs(made[60:-60] - 1).max() < 1e-6
     # More outputs than are computed at a time are those of one piece.
     long = np.random.default_rng(0).normal(size=90_000)
@@ -202,6 +204,21 @@ def test_filters_on_the_scale_of_slaney() -> None:
         audio.mel_filters(8000, 256, 20, scale="bark")
 
 
+def test_log_mel_on_the_scale_of_slaney() -> None:
+    """The energies of a flat spectrum are the sums of the filters."""
+    x = np.zeros(200)
+    x[100] = 1.0
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(200) / 200)
+    for scale in ("htk", "slaney"):
+        filters = audio.mel_filters(8000, 256, 20, low=100.0, scale=scale)
+        wanted = np.log(filters.sum(0) / (hann**2).sum() + 1e-7)
+        found = audio.log_mel(x, 8000, bands=20, low=100.0, scale=scale)
+        assert np.allclose(found, wanted[None], rtol=1e-5, atol=1e-5)
+    assert np.array_equal(
+        audio.log_mel(x, 8000, bands=20), audio.log_mel(x, 8000, bands=20, scale="htk")
+    )
+
+
 def test_filters_cover_the_band_evenly() -> None:
     filters = audio.mel_filters(16000, 512, 30, low=0.0)
     inside = filters.sum(1)[8:-30]  # between the middles of the first and the last
@@ -220,6 +237,12 @@ def test_bad_arguments_of_features() -> None:
         audio.mel_filters(8000, 256, 200)
     with pytest.raises(ValueError, match="low: expected less than half of the rate"):
         audio.mel_filters(8000, 256, 20, low=4000)
+    with pytest.raises(ValueError, match="size: expected a whole number of at least 2, got 1"):
+        audio.mel_filters(8000, 1, 1)
+    with pytest.raises(TypeError, match=r"rate: expected a whole number, got 8000\.0"):
+        audio.mel_filters(8000.0, 256, 20)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"scale: expected .*htk.*slaney"):
+        audio.log_mel(np.zeros(300), 8000, scale="bark")
     with pytest.raises(ValueError, match="hop: expected at least one sample"):
         audio.log_mel(np.zeros(300), 8000, hop=1e-6)
     assert ost.audio is audio

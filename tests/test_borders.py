@@ -12,6 +12,7 @@ import ostinato as ost
 
 F = np.float32
 X = np.zeros((5, 2, 3), F)
+Y = np.zeros((4, 2), F)
 
 
 def weights(gates: int = 4, inputs: int = 3, hidden: int = 4, dtype: Any = F) -> list[Any]:
@@ -38,6 +39,10 @@ def call(x: Any = X, w: Any = None, **options: Any) -> Any:
 
 def layer(**options: Any) -> ost.nn.LSTM:
     return ost.nn.LSTM(3, 4, rng=0, **options)
+
+
+def trainer(**options: Any) -> ost.Trainer:
+    return ost.Trainer(ost.nn.Linear(2, 1, rng=0), ost.losses.MSE(), **options)
 
 
 def out_of(x: Any) -> Any:
@@ -85,7 +90,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "a broadcast state": (
         lambda: layer()(X, (np.broadcast_to(F(0), (1, 2**40, 4)),) * 2),
         ValueError,
-        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 1099511627776, 4)",
+        "state: expected shape (L*D, B, H) = (1, 2, 4), got (1, 1099511627776, 4)",
     ),
     # what is not an array, or of another dtype or byte order
     "list": (lambda: call([[[1.0]]]), TypeError, "x: expected a numpy.ndarray, got list"),
@@ -102,7 +107,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "float16 weights": (
         lambda: call(w=weights(dtype=np.float16)),
         TypeError,
-        "dtype: expected float32 or float64, got float16",
+        "weight_ih: expected dtype float32 or float64, got float16",
     ),
     "big-endian x": (
         lambda: call(X.astype(">f4")),
@@ -156,7 +161,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "h0": (
         lambda: call(h0=np.zeros((3, 4), F)),
         ValueError,
-        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)",
+        "h0: expected shape (B, H) = (2, 4), got (3, 4)",
     ),
     "no inputs": (
         lambda: call(np.zeros((5, 2, 0), F), w=weights(inputs=0)),
@@ -326,17 +331,22 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "state shape": (
         lambda: layer()(X, (np.zeros((1, 3, 4), F),) * 2),
         ValueError,
-        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)",
+        "state: expected shape (L*D, B, H) = (1, 2, 4), got (1, 3, 4)",
+    ),
+    "state of one sequence": (
+        lambda: ost.nn.GRU(3, 4)(X[:, 0], np.zeros((1, 5), F)),
+        ValueError,
+        "state: expected shape (L*D, H) = (1, 4), got (1, 5)",
     ),
     "state layers": (
         lambda: layer(num_layers=2)(X, (np.zeros((1, 2, 4), F),) * 2),
         ValueError,
-        "h0: expected shape (L*D, B, H) = (2, 2, 4), got (1, 2, 4)",
+        "state: expected shape (L*D, B, H) = (2, 2, 4), got (1, 2, 4)",
     ),
     "state dtype": (
         lambda: layer()(X, (np.zeros((1, 2, 4)),) * 2),
         TypeError,
-        "h0: expected dtype float32, got float64",
+        "state: expected dtype float32, got float64; use state.astype(np.float32)",
     ),
     "dy shape": (
         lambda: layer().vjp(X)[1](np.zeros((5, 2, 5), F)),
@@ -346,7 +356,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "dstate shape": (
         lambda: layer().vjp(X)[1](None, (np.zeros((1, 2, 5), F), None)),
         ValueError,
-        "dh_n: expected shape (1, B, H) = (1, 2, 4), got (1, 2, 5)",
+        "dstate: expected shape (L*D, B, H) = (1, 2, 4), got (1, 2, 5)",
     ),
     "forget bias": (
         lambda: ost.nn.GRU(3, 4).initialize(forget_bias=1.0),
@@ -356,8 +366,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "init name": (
         lambda: layer().initialize("he"),
         ValueError,
-        "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', "
-        "'zeros', got 'he'",
+        "input: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', 'zeros', got 'he'",
     ),
     "freeze": (
         lambda: layer().freeze("nothing*"),
@@ -575,6 +584,227 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "name: expected one of the kernel sets",
     ),
+    # a text where a list is expected, and what is no flag
+    "skip of a text": (
+        lambda: ost.from_torch({"out.weight": np.ones((2, 2), F)}, skip="out.*"),
+        TypeError,
+        "skip: expected a list of patterns, got 'out.*'; use ['out.*']",
+    ),
+    "skip of numbers": (
+        lambda: ost.from_torch({"out.weight": np.ones((2, 2), F)}, skip=[3]),
+        TypeError,
+        "skip[...]: expected a pattern of names, got 3",
+    ),
+    "skip of Keras": (
+        lambda: ost.from_keras("none.h5", skip="out*"),
+        TypeError,
+        "skip: expected a list of patterns, got 'out*'",
+    ),
+    "reset_after": (
+        lambda: ost.functional.gru(X, *weights(3), reset_after="no"),
+        TypeError,
+        "reset_after: expected True or False, got 'no'",
+    ),
+    "batch_first of a state dict": (
+        lambda: ost.from_torch({"a.weight": np.ones((2, 2), F)}, batch_first="no"),
+        TypeError,
+        "batch_first: expected True or False, got 'no'",
+    ),
+    "decay": (
+        lambda: ost.nn.Parameter(np.ones(2, F), decay="no"),
+        TypeError,
+        "decay: expected True or False, got 'no'",
+    ),
+    "set_decay": (
+        lambda: layer().set_decay("*", "no"),
+        TypeError,
+        "decay: expected True or False, got 'no'",
+    ),
+    "trainable_only": (
+        lambda: layer().count_parameters(trainable_only="no"),
+        TypeError,
+        "trainable_only: expected True or False, got 'no'",
+    ),
+    "approximate": (
+        lambda: ost.nn.gelu(X, approximate="no"),
+        TypeError,
+        "approximate: expected True or False, got 'no'",
+    ),
+    "threads as a flag": (
+        lambda: ost.set_num_threads(True),
+        TypeError,
+        "n: expected a whole number, got True",
+    ),
+    "freeze of a number": (
+        lambda: layer().freeze(3),
+        TypeError,
+        "pattern: expected a pattern of names, got 3",
+    ),
+    # state dicts
+    "a path for a state dict": (
+        lambda: layer().load_state_dict("model.safetensors"),
+        TypeError,
+        "mapping: expected a mapping of names to arrays, got str; a file is read by load(path)",
+    ),
+    "no state dict": (
+        lambda: layer().load_state_dict(None),
+        TypeError,
+        "mapping: expected a mapping of names to arrays, got NoneType",
+    ),
+    "nested lists": (
+        lambda: ost.nn.Linear(2, 1, bias=False).load_state_dict({"weight": [[1], [2, 3]]}),
+        TypeError,
+        "weight: expected an array of numbers, got nested lists of different lengths",
+    ),
+    "no state of an optimiser": (
+        lambda: ost.optim.Adam().load_state_dict(None),
+        TypeError,
+        "state: expected what state_dict returned, got NoneType",
+    ),
+    "an empty state of an optimiser": (
+        lambda: ost.optim.Adam().load_state_dict({}),
+        KeyError,
+        "state: expected what state_dict returned, got no 'steps'",
+    ),
+    "groups of an optimiser": (
+        lambda: ost.optim.Adam(groups={0: 0.1}),
+        TypeError,
+        "groups: expected a pattern of names as key, got 0",
+    ),
+    "an optimiser without an update": (
+        lambda: ost.optim.Optimizer(0.1).step(ost.nn.Linear(1, 1)),
+        TypeError,
+        "Optimizer does not define _update",
+    ),
+    # targets
+    "target of texts": (
+        lambda: ost.losses.MSE()(np.zeros(2), np.array(["1", "2"])),
+        TypeError,
+        "target: expected real numbers, got dtype <U1",
+    ),
+    "complex target": (
+        lambda: ost.losses.MAE()(np.zeros(2), np.zeros(2, complex)),
+        TypeError,
+        "target: expected real numbers, got dtype complex128",
+    ),
+    "no probability": (
+        lambda: ost.losses.BinaryCrossEntropy()(np.zeros(2), np.array([1.0, -1.0])),
+        ValueError,
+        "target: expected values in [0, 1], got -1",
+    ),
+    "no probability of focal": (
+        lambda: ost.losses.BinaryFocal()(np.zeros(2), np.array([1.0, 5.0])),
+        ValueError,
+        "target: expected values in [0, 1], got 5",
+    ),
+    # states by the names and axes that the caller knows
+    "state of an RNN's dtype": (
+        lambda: ost.nn.GRU(3, 4)(X, np.zeros((1, 2, 4))),
+        TypeError,
+        "state: expected dtype float32, got float64",
+    ),
+    "c0": (
+        lambda: call(c0=np.zeros((2, 5), F)),
+        ValueError,
+        "c0: expected shape (B, H) = (2, 4), got (2, 5)",
+    ),
+    "dc_n": (
+        lambda: ost.functional.lstm_vjp(X, *weights())[1](dc_n=np.zeros((2, 5), F)),
+        ValueError,
+        "dc_n: expected shape (B, H) = (2, 4), got (2, 5)",
+    ),
+    "a cell": (
+        lambda: ost.functional.Packed("bogus", weights(), False),
+        ValueError,
+        "cell: expected one of ",
+    ),
+    "a function": (
+        lambda: ost.vjp(5, X),
+        TypeError,
+        "function: expected a model or a function, got int",
+    ),
+    # initial values
+    "forget bias of text": (
+        lambda: layer().initialize(forget_bias="x"),
+        TypeError,
+        "forget_bias: expected a finite number, got 'x'",
+    ),
+    "forget bias of NaN": (
+        lambda: layer().initialize(forget_bias=float("nan")),
+        ValueError,
+        "forget_bias: expected a finite number, got nan",
+    ),
+    "a bias that is not there": (
+        lambda: layer(bias=False).initialize(bias="zeros"),
+        ValueError,
+        "bias: expected None for a layer with bias=False, got 'zeros'",
+    ),
+    # training
+    "callbacks of a number": (
+        lambda: trainer(callbacks=[5]),
+        TypeError,
+        "callbacks[0]: expected a Callback, got int",
+    ),
+    "callbacks of one": (
+        lambda: trainer(callbacks=ost.train.WeightAverage()),
+        TypeError,
+        "callbacks: expected a list of callbacks, got WeightAverage",
+    ),
+    "overwrite": (
+        lambda: trainer().fit(Y, Y, overwrite="no"),
+        TypeError,
+        "overwrite: expected True or False, got 'no'",
+    ),
+    "resume": (
+        lambda: trainer().fit(Y, Y, resume="no"),
+        TypeError,
+        "resume: expected True or False, got 'no'",
+    ),
+    "restore_best": (
+        lambda: trainer().fit(Y, Y, restore_best="no"),
+        TypeError,
+        "restore_best: expected True or False, got 'no'",
+    ),
+    "progress": (
+        lambda: trainer().fit(Y, Y, progress="no"),
+        TypeError,
+        "progress: expected True or False, got 'no'",
+    ),
+    "stop": (
+        lambda: trainer().stop(""),
+        ValueError,
+        "reason: expected a text that is not empty, got ''",
+    ),
+    "every of TensorBoard": (
+        lambda: ost.train.TensorBoard("runs", every=0),
+        ValueError,
+        "every: expected a whole number of at least 1, got 0",
+    ),
+    "threshold of a log": (
+        lambda: ost.diagnostics.FlowLog(X, threshold=5),
+        ValueError,
+        "threshold: expected a number between 0 and 1, got 5",
+    ),
+    "echo of a log": (
+        lambda: ost.diagnostics.FlowLog(X, echo="x"),
+        TypeError,
+        "echo: expected a function, got str",
+    ),
+    "groups of unfreezing": (
+        lambda: ost.train.GradualUnfreezing(5, [5]),
+        TypeError,
+        "groups[0]: expected a list of patterns, got int",
+    ),
+    "a search without validation": (
+        lambda: ost.search(trainer, {"a": [1]}, (Y, Y), validation=None),
+        ValueError,
+        "validation: expected data on which trials are compared, got None",
+    ),
+    "a search without an end": (
+        lambda: ost.search(trainer, {"a": (1e-3, float("inf"))}, (Y, Y), validation=(Y, Y)),
+        ValueError,
+        "space['a']: expected low < high, both finite, got (0.001, inf)",
+    ),
 }
 
 
@@ -653,3 +883,54 @@ def test_a_flag_may_be_an_array_without_axes() -> None:
         "weight",
         "bias",
     }
+
+
+def test_what_cannot_be_drawn_leaves_the_layer_as_it_was() -> None:
+    lstm = layer()
+    before = lstm.flat.copy()
+    for wrong in ({"forget_bias": "x"}, {"bias": "bogus"}, {"recurrent": "bogus"}):
+        with pytest.raises((TypeError, ValueError)):
+            lstm.initialize("zeros", **{"recurrent": "zeros", **wrong})
+        assert np.array_equal(lstm.flat, before)
+
+
+def test_a_state_of_another_schedule_leaves_the_optimiser_as_it_was() -> None:
+    model, adam = ost.nn.Linear(2, 1, rng=0), ost.optim.Adam(0.1)
+    adam.step(model)
+    other = ost.optim.Adam(ost.optim.ReduceOnPlateau(0.1))
+    with pytest.raises(KeyError, match="expected that of a ReduceOnPlateau, got no 'scale'"):
+        other.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match=r"state\['buffers'\]\['mean'\]: expected an array"):
+        other.load_state_dict(
+            {**other.state_dict(), "steps": 1, "buffers": {"mean": "abc", "square": np.zeros(3, F)}}
+        )
+    assert (other.steps, other.state) == (0, {})
+
+
+def test_an_error_on_the_way_out_hides_none() -> None:
+    class Fails(ost.train.Callback):
+        def on_start(self, trainer: ost.Trainer) -> None:
+            raise RuntimeError("first")
+
+        def on_end(self, trainer: ost.Trainer) -> None:
+            raise RuntimeError("second")
+
+    class Ends(ost.train.Callback):
+        def on_end(self, trainer: ost.Trainer) -> None:
+            raise RuntimeError("second")
+
+    for callback, message in ((Fails(), "first"), (Ends(), "second")):
+        with pytest.raises(RuntimeError, match=message):
+            trainer(callbacks=[callback]).fit(Y, Y[:, :1], progress=False)
+
+
+def test_padding_of_a_target_may_hold_anything() -> None:
+    y, target = np.zeros((2, 1, 1)), np.array([[[1.0]], [[-9.0]]])
+    for loss in (ost.losses.BinaryCrossEntropy(), ost.losses.BinaryFocal()):
+        assert np.isfinite(loss(y, target, [1])[0])
+
+
+def test_a_stream_needs_a_width() -> None:
+    for one in (ost.nn.Activation("tanh"), ost.nn.Activation("gelu"), ost.nn.Softmax()):
+        with pytest.raises(TypeError, match="stream: expected a layer first that knows the length"):
+            ost.nn.Sequential(one, ost.nn.Linear(3, 2)).stream()

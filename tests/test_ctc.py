@@ -419,7 +419,7 @@ ERRORS: dict[str, Any] = {
     "whole numbers": (
         {"y": np.zeros((3, 1, 4), int)},
         TypeError,
-        "expected float32 or float64, got int64",
+        "y: expected dtype float32 or float64, got int64",
     ),
     "lengths too large": (
         {"lengths": [9]},

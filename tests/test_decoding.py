@@ -227,7 +227,7 @@ CTC_ERRORS: dict[str, Any] = {
         np.zeros((2, 1, 3), int),
         {},
         TypeError,
-        "expected float32 or float64, got int64",
+        "y: expected dtype float32 or float64, got int64",
     ),
     "the blank": (
         np.zeros((2, 1, 3)),
@@ -252,6 +252,12 @@ CTC_ERRORS: dict[str, Any] = {
         {"weight": -1},
         ValueError,
         "weight: expected a finite number of at least 0",
+    ),
+    "count": (
+        np.zeros((2, 1, 3)),
+        {"width": 1, "count": 5},
+        ValueError,
+        "count: expected at most width = 1, got 5",
     ),
     "bonus": (
         np.zeros((2, 1, 3)),
@@ -417,15 +423,50 @@ def test_counts_that_are_wrong(name: str) -> None:
     assert model.bits_per_label(texts) == bits
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, "arrays: expected names to arrays, got NoneType"),
+        ("", TypeError, "arrays: expected names to arrays, got str"),
+        (
+            {1: 2, "a": 3},
+            ValueError,
+            r"arrays: expected those of an NGram of order 1, got \[1, 'a'\]",
+        ),
+        (
+            {f"0.{n}": [[1], [1, 2]] for n in ("contexts", "offsets", "labels", "counts")},
+            ValueError,
+            "arrays: expected counts of 3 classes after 0 labels, got others",
+        ),
+    ],
+)
+def test_what_is_no_count_leaves_an_n_gram_as_it_was(given: Any, error: Any, message: str) -> None:
+    model = decoding.NGram(3, 1)
+    model.fit([np.array([1, 2])])
+    before = model.state_dict()
+    with pytest.raises(error, match=message):
+        model.load_state_dict(given)
+    assert model.state_dict().keys() == before.keys() != set()
+    model.load_state_dict({})  # that of a model that has counted nothing
+    assert model.state_dict() == {}
+
+
 def test_bits_of_labels_that_are_none() -> None:
     model = decoding.NGram(5, 3)
     model.fit([np.array([1, 2, 3])])
     for labels in ([-1], [5], [9]):  # 5 would be the end
         with pytest.raises(ValueError, match=r"sequences\[1\]: expected labels from 0 to 4, got"):
             model.bits_per_label([np.array([1]), np.array(labels)])
-    for bad in (np.array([0.5]), np.zeros((1, 1), int), np.array([True])):
-        with pytest.raises(TypeError, match=r"sequences\[0\]: expected \[n\] whole numbers, got"):
-            model.bits_per_label([bad])
+    bits = model.bits_per_label([np.array([1])])
+    bad: Any
+    for bad in (np.array([0.5]), np.zeros((1, 1), int), np.array([True]), [[1], [1, 2]]):
+        for call in (model.bits_per_label, model.fit):
+            with pytest.raises(TypeError, match=r"sequences\[0\]: expected \[n\] whole numbers, g"):
+                call([bad])
+    for call in (model.bits_per_label, model.fit):
+        with pytest.raises(TypeError, match="sequences: expected a list of sequences, got NoneTyp"):
+            call(None)  # type: ignore[arg-type]
+    assert model.bits_per_label([np.array([1])]) == bits
 
 
 def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
@@ -710,6 +751,48 @@ def test_bad_arguments_of_the_steps() -> None:
             search(model, [0], end=6)
     with pytest.raises(ValueError, match=r"finish: expected a label below V = 6, .* got 6"):
         decoding.StreamModel(model, begin=0, finish=6).start()
+    with pytest.raises(TypeError, match=r"x: expected dtype float32|model: expected"):
+        decoding.StreamModel(nn.Linear(2, 1, rng=0), begin=0).start()
+    with pytest.raises(
+        TypeError, match=r"start: expected \[B\] whole numbers, got \[\[0\], \[1, 2\]\]"
+    ):
+        decoding.greedy(model, [[0], [1, 2]])
+    with pytest.raises(TypeError, match=r"select: expected a function of \(state, rows\), got int"):
+        decoding.greedy(model, [0], select=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda labels, state: np.zeros((len(labels), 3)), "got ndarray"),
+        (lambda labels, state: None, "got NoneType"),
+        (lambda labels, state: (np.zeros((len(labels), 3)), state, 0), "got tuple of 3"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_forgets_its_state(step: Any, message: str, count: int) -> None:
+    for one in (step, decoding.Ensemble([step])):
+        for search in (decoding.greedy, decoding.sample, decoding.beam_search):
+            with pytest.raises(TypeError, match=rf"step: expected \(logits, state\), {message}"):
+                search(one, [0] * count)
+
+
+def test_logits_and_scores_that_are_no_numbers() -> None:
+    for search in (decoding.greedy, decoding.sample, decoding.beam_search):
+        with pytest.raises(TypeError, match="step: expected logits that are real numbers, got dty"):
+            search(lambda labels, state: (np.full((1, 3), "a"), state), [0])
+    found = decoding.greedy(lambda labels, state: [np.eye(3, dtype=int)[labels], state], [2])
+    assert found[0].labels.tolist() == [2] * 100
+
+    class Texts(decoding.LanguageModel):
+        def start(self) -> None:
+            return None
+
+        def log_probabilities(self, state: None) -> Any:
+            return ["a", "b", "c"]
+
+    with pytest.raises(TypeError, match="language_model: expected log-probabilities of V = 3 cla"):
+        decoding.ctc_beam_search(np.zeros((2, 1, 3)), language_model=Texts())
 
 
 def test_penalties_of_length_that_leave_no_score() -> None:
@@ -877,6 +960,12 @@ def test_an_ensemble_refuses_what_does_not_fit() -> None:
         decoding.Ensemble([one, two], weights=[-1, 2])
     with pytest.raises(ValueError, match="select: expected 2 functions, one for each step, got 1"):
         decoding.Ensemble([one, two], select=[None])
+    with pytest.raises(TypeError, match=r"weights: expected a list of numbers, .*step, got float"):
+        decoding.Ensemble([one, two], weights=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"select: expected a list of functions, .* got function"):
+        decoding.Ensemble([one, two], select=lambda state, rows: state)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"select: expected a function of \(state, rows\), got int"):
+        decoding.Ensemble([one], select=[3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"models of the same labels, got \[3, 4\] of"):
         decoding.greedy(decoding.Ensemble([one, lambda x, s: (np.zeros((len(x), 3)), s)]), [0])
     with pytest.raises(TypeError, match="state: expected None or a tuple of 3 states"):

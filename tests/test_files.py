@@ -288,6 +288,24 @@ def test_only_regular_files_are_read(tmp_path: Any) -> None:
         safetensors.load(tmp_path)
 
 
+@pytest.mark.parametrize("path", [5, True, None], ids=str)
+def test_what_is_no_path(path: Any) -> None:
+    """A number would be a file that is open already."""
+    words = rf"path: expected a path \(str or os.PathLike\), got {type(path).__name__}"
+    with pytest.raises(TypeError, match=words):
+        safetensors.load(path)
+    with pytest.raises(TypeError, match=words):
+        safetensors.save(path, {})
+    with pytest.raises(TypeError, match=words):
+        ost.audio.read_wav(path)
+
+
+def test_arrays_in_which_nothing_is_masked_are_written(tmp_path: Any) -> None:
+    safetensors.save(tmp_path / "x", {"w": np.ma.array([1.0, 2.0]), "v": [[1.0], [2.0]]})
+    found = safetensors.load(os.fsencode(tmp_path / "x"))[0]  # type: ignore[arg-type]
+    assert {n: a.tolist() for n, a in found.items()} == {"w": [1.0, 2.0], "v": [[1.0], [2.0]]}
+
+
 def test_nothing_is_allocated_for_what_is_not_there(tmp_path: Any) -> None:
     huge = file_of({"w": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}, b"0000")
     many = {
@@ -317,8 +335,29 @@ def test_nothing_is_allocated_for_what_is_not_there(tmp_path: Any) -> None:
         ({"\ud800": np.ones(1)}, None, ValueError, "expected text that UTF-8 can write"),
         ({}, {"a": 3}, TypeError, "metadata: expected text for text, got 'a': 3"),
         ({}, {"a": "\udcff"}, ValueError, "metadata: expected text that UTF-8 can write"),
+        ([np.ones(1)], None, TypeError, r"tensors: expected names to arrays \(a dict\), got list"),
+        (None, None, TypeError, r"tensors: expected names to arrays \(a dict\), got NoneType"),
+        ({}, "abc", TypeError, "metadata: expected text for text, got str"),
+        ({"w": [[1], [2, 3]]}, None, TypeError, "w: expected a numpy.ndarray, got list"),
+        (
+            {"w": np.ma.array([1.0, 2.0], mask=[True, False])},
+            None,
+            ValueError,
+            r"w: expected numbers everywhere, got a masked array; use a\.filled\(number\)",
+        ),
     ],
-    ids=["reserved", "number", "surrogate", "metadata", "metadata surrogate"],
+    ids=[
+        "reserved",
+        "number",
+        "surrogate",
+        "metadata",
+        "metadata surrogate",
+        "list",
+        "nothing",
+        "metadata text",
+        "ragged",
+        "masked",
+    ],
 )
 def test_what_could_not_be_read_again_is_not_written(
     values: Any, metadata: Any, error: Any, message: str, tmp_path: Any

@@ -905,7 +905,11 @@ def test_bad_input(gpu: Gpu) -> None:
             "x: expected a numpy.ndarray of float32, as the weights are on the CPU, got an array "
             "of a GPU",
         ),
-        (lambda: there(on, np.zeros((1, 1, 4), np.float32)), TypeError, "h0: expected an array on"),
+        (
+            lambda: there(on, np.zeros((1, 1, 4), np.float32)),
+            TypeError,
+            "state: expected an array on",
+        ),
         (lambda: there(on.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
         (
             lambda: there(on[..., :2]),
@@ -916,7 +920,7 @@ def test_bad_input(gpu: Gpu) -> None:
         (
             lambda: there(on, gpu.xp.zeros((1, 2, 4), np.float32)),
             ValueError,
-            r"h0: expected shape \(1, B, H\) = \(1, 1, 4\)",
+            r"state: expected shape \(L\*D, B, H\) = \(1, 1, 4\)",
         ),
         (
             lambda: there(on, lengths=put(gpu, np.array([1.0]))),

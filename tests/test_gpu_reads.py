@@ -449,6 +449,27 @@ def test_metrics_that_are_merged_are_read(gpu: _device.Device) -> None:
     assert parts[0].compute() == 0.5
 
 
+@pytest.mark.parametrize("target", [[0, 7], [0.0, 2.0]], ids=["classes", "two classes"])
+def test_targets_out_of_range_are_told_when_accuracy_is_read(
+    watched: _device.Device, target: Any
+) -> None:
+    """What a batch has of them is counted on the device, which `update` does not wait for."""
+    put, metric = watched.xp.asarray, ost.train.metrics.Accuracy()
+    y = put(np.eye(2) if isinstance(target[1], int) else np.ones(2))
+    arrays = y, put(np.array(target))
+    on = np.array([True, False])
+    before = fake_cupy.traffic.reads
+    metric.update(*arrays, on)  # it does not count
+    assert fake_cupy.traffic.reads == before
+    assert metric.compute() in (0, 1)
+    metric.update(*arrays)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"target: expected .* from 0 to 1.*, got others"):
+            metric.compute()
+    metric.reset()
+    assert np.isnan(metric.compute())
+
+
 def test_predictions_are_read_at_the_end(watched: _device.Device) -> None:
     """What an Embedding finds, and the outputs, are read once for all batches."""
     model = CASES["indices"][0]().to("cuda")

@@ -77,8 +77,44 @@ def test_several_sequences_by_an_index() -> None:
     assert [s.tolist() for s in x[::-2]] == [[6, 7, 8, 9], [], [0, 1, 2]]
     assert [s.tolist() for s in x[np.array([3, 0])]] == [[4, 5], [0, 1, 2]]
     assert x[-1].tolist() == [6, 7, 8, 9]
-    with pytest.raises(IndexError, match="sequence 5 of 5"):
-        x[5]
+    for several in ([3, 0], [True, False, False, True, False]):
+        assert [s.tolist() for s in x[several]] == [s.tolist() for s in x[np.array(several)]]
+    assert len(x[[]]) == len(x.take(np.zeros(0))) == 0
+    assert len(ost.Trees(np.zeros(3), [[-1, 0], [-1]])[[1]]) == 1
+
+
+NUMBERS: dict[str, tuple[Any, Any, str]] = {
+    "too large": ([5], IndexError, "expected the numbers of some of 5 sequences, got 5"),
+    "too small": ([0, -6], IndexError, "expected the numbers of some of 5 sequences, got -6"),
+    "fractions": ([0.5], TypeError, r"expected the numbers of sequences, got .*\[0\.5\]"),
+    "uneven": ([[0], [1, 2]], TypeError, "expected the numbers of sequences, got"),
+    "axes": ([[0, 1]], ValueError, r"expected an array of one axis, got shape \(1, 2\)"),
+    "flags": ([True], ValueError, r"expected bool of shape \(B,\) = \(5,\), got \(1,\)"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_of_sequences_that_are_none(case: str) -> None:
+    given, error, words = NUMBERS[case]
+    x = ost.Ragged(np.arange(10), np.cumsum([0, *WORDS]))
+    with pytest.raises(error, match=f"index: {words}"):
+        x[given]
+    with pytest.raises(error, match=f"sequences: {words}"):
+        x.take(given)
+    if case != "uneven":
+        with pytest.raises(error, match=f"sequences: {words}"):
+            x.take(np.array(given))
+
+
+def test_a_number_of_a_sequence_that_is_none() -> None:
+    x = ost.Ragged(np.arange(10), np.cumsum([0, *WORDS]))
+    for b in (5, -6):
+        message = f"index: expected the number of one of 5 sequences, got {b}"
+        with pytest.raises(IndexError, match=message):
+            x[b]
+    for wrong in (0.5, "a", None):
+        with pytest.raises(TypeError, match="index: expected a whole number, got"):
+            x[wrong]
 
 
 @pytest.mark.parametrize(

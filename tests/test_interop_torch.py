@@ -458,7 +458,7 @@ def test_an_import_does_not_import_torch() -> None:
 
 
 MISSING = {
-    "torch": ("bench", lambda: ost.to_torch(nn.Linear(1, 2))),
+    "torch": ("torch", lambda: ost.to_torch(nn.Linear(1, 2))),
     "onnx": ("onnx", lambda: ost.to_onnx(nn.Linear(1, 2))),
     "h5py": ("keras", lambda: ost.to_keras(nn.Linear(1, 2), "a.weights.h5")),
 }

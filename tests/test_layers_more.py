@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_convolution_is_told_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="lengths: expected whole numbers, got dtype float64"):
         nn.Conv1d(3, 4, 3).output_lengths([1.5])
     with pytest.raises(
+        TypeError, match=r"lengths: expected whole numbers, got \[\[1\], \[2, 3\]\]"
+    ):
+        nn.Conv1d(3, 4, 3).output_lengths([[1], [2, 3]])
+    with pytest.raises(ValueError, match="lengths: expected numbers of at least 0, got -5"):
+        nn.Conv1d(3, 4, 3).output_lengths([2, -5])
+    none = nn.Conv1d(3, 4, 3, padding="valid").output_lengths([])
+    assert none.shape == (0,)
+    assert none.dtype == np.int64
+    with pytest.raises(
+        ValueError, match=r"x: expected rows of shape \(N, I\) = \(\*, 3\), got \(5,"
+    ):
+        nn.Conv1d(3, 4, 3)(ost.Ragged(np.zeros(5, np.float32), [0, 5]))
+    with pytest.raises(
         TypeError,
         match=r"stream: expected padding='causal' and stride=1, .* got a Conv1d\(3, 4, 3\)",
     ):
@@ -432,6 +446,101 @@ def test_layers_of_layers_are_told_what_is_wrong() -> None:
         nn.TimeDistributed(nn.GRU(2, 2))
 
 
+def test_concat_of_strides() -> None:
+    """Outputs that are fewer than the steps are joined where they are as many in all layers."""
+    layer = nn.Concat(*(nn.Conv1d(D, n, 3, stride=2, **F64, rng=n) for n in (2, 3)))
+    x = [drawn(n, D, seed=n) for n in (5, 0, 4)]
+    y, pullback = layer.vjp(x)
+    assert [a.shape for a in y] == [(3, 5), (0, 5), (2, 5)]
+    for a, b in zip(y, x):
+        np.testing.assert_allclose(a, layer(b[:, None])[:, 0], atol=1e-12)
+    assert [a.shape for a in pullback(y)] == [a.shape for a in x]
+
+
+def wrong_blocks() -> dict[str, Any]:
+    x, listed = drawn(T, B, D), drawn(T, B, D).tolist()
+    ragged = ost.Ragged(drawn(6, D), [0, 2, 6])
+    line, gru = (lambda n=2: nn.Linear(D, n, **F64)), (lambda: nn.GRU(D, D, **F64))
+    strided = nn.Concat(nn.Conv1d(D, 2, 3, stride=2, **F64), line())
+    words = nn.TimeDistributed(nn.Conv1d(D, 2, 3, batch_first=True, **F64))
+    steps = drawn(2, 3, 4, D)
+    apart = "layers: expected outputs that differ in the last axis alone, got"
+    no_array = "x: expected a numpy.ndarray, got list"
+    return {
+        "state of Concat": (
+            TypeError,
+            "state: expected a tuple of 2, one entry a layer, got int",
+            lambda: nn.Concat(gru(), line())(x, 5),
+        ),
+        "strides of Concat": (
+            ValueError,
+            f"{apart} (4, 3, 2) of Conv1d(4, 2, 3, stride=2), (7, 3, 2) of Linear(4, 2)",
+            lambda: strided(x),
+        ),
+        "strides of ragged": (ValueError, f"{apart} (3, 2) of Conv1d", lambda: strided(ragged)),
+        "strides of Residual": (
+            ValueError,
+            "layer: expected outputs of the shape of the inputs (7, 3, 4), got (4, 3, 4)",
+            lambda: nn.Residual(nn.Conv1d(D, D, 3, stride=2, **F64))(x),
+        ),
+        "lists in Residual": (
+            TypeError,
+            no_array,
+            lambda: nn.Residual(gru())(listed, lengths=LENGTHS),
+        ),
+        "uneven lists": (TypeError, no_array, lambda: nn.Residual(gru())([[[1.0]], [[1.0], []]])),
+        "lists without a check": (TypeError, no_array, lambda: nn.Residual(nn.Dropout())([[1.0]])),
+        "lists in Concat": (
+            TypeError,
+            no_array,
+            lambda: nn.Concat(gru(), line())(listed, lengths=LENGTHS),
+        ),
+        "lists of steps": (TypeError, no_array, lambda: nn.TimeDistributed(line())(listed)),
+        "no steps": (
+            ValueError,
+            "x: expected shape (T, B, ...) or (B, T, ...), got (4,)",
+            lambda: nn.TimeDistributed(line())(x[0, 0]),
+        ),
+        "no features": (
+            ValueError,
+            "layer: expected an output for each of 4 steps, got (2,) of Linear(4, 2)",
+            lambda: nn.TimeDistributed(line())(drawn(2, 2)),
+        ),
+        "steps of steps": (
+            TypeError,
+            "x: expected sequences of rows, got Ragged",
+            lambda: nn.TimeDistributed(line())(ost.Ragged(ragged, [0, 2])),
+        ),
+        "lengths of no sequences": (
+            TypeError,
+            "inner_lengths: expected None, since Linear(4, 2) takes no lengths, got list",
+            lambda: nn.TimeDistributed(line())(x, inner_lengths=[1]),
+        ),
+        "lengths within a block": (
+            TypeError,
+            "inner_lengths: expected None, since Residual takes no lengths, got list",
+            lambda: nn.TimeDistributed(nn.Residual(line(D)))(x, inner_lengths=[1]),
+        ),
+        "lengths above": (
+            ValueError,
+            "inner_lengths: expected values from 0 to 4, got 5",
+            lambda: words(steps, inner_lengths=np.full((2, 3), 5)),
+        ),
+        "fractional lengths": (
+            TypeError,
+            "inner_lengths: expected an integer dtype, got float64",
+            lambda: words(steps, inner_lengths=np.ones((2, 3))),
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_blocks())
+def test_what_is_wrong_with_a_call_of_layers_of_layers(case: str) -> None:
+    error, words, call = wrong_blocks()[case]
+    with pytest.raises(error, match=re.escape(words)):
+        call()
+
+
 @pytest.mark.parametrize("inner", ["recurrent", "convolution", "linear"])
 def test_time_distributed(inner: str) -> None:
     """Words as sequences of characters."""
@@ -467,6 +576,11 @@ def test_time_distributed(inner: str) -> None:
     words = ost.Ragged(x.reshape(6, 6, D), [0, 2, 6])
     out = layer(words, **({"inner_lengths": lengths.reshape(6)} if times else {}))
     np.testing.assert_allclose(out.rows, want().reshape(6, *want().shape[2:]), atol=1e-12)
+    cut = {"inner_lengths": list(words.like(lengths.reshape(6)))} if times else {}
+    found, pullback = layer.vjp(list(words), **cut)
+    assert isinstance(found, list)
+    assert all(np.array_equal(a, b) for a, b in zip(found, out))
+    assert [a.shape for a in pullback(found)] == [(2, 6, D), (4, 6, D)]
 
 
 # -- pooling by attention --------------------------------------------------------------------------
@@ -487,10 +601,14 @@ def test_attention_pooling(batch_first: bool) -> None:
     assert not y[1].any()  # a row without a step
     with pytest.raises(ValueError, match="size: expected None for 'mean', got 4"):
         nn.Pool("mean", 4)
-    with pytest.raises(TypeError, match="size: expected a whole number, got None"):
+    with pytest.raises(ValueError, match="size: expected a number for 'attention', got None"):
         nn.Pool("attention")
     with pytest.raises(ValueError, match="x: expected a last axis of 4, got 3"):
         layer(x[..., :3])
+    with pytest.raises(ValueError, match=r"x: expected rows of shape \(N, D\), got \(5,\)"):
+        layer(ost.Ragged(drawn(5), [0, 5]))
+    with pytest.raises(TypeError, match=r"x: expected dtype float64, got float32; use x\.astype"):
+        layer(x.astype(np.float32))
 
 
 # -- embeddings ------------------------------------------------------------------------------------
@@ -589,7 +707,7 @@ def test_gelu_is_that_of_pytorch() -> None:
 
 def test_functions_refuse_what_is_no_real_number() -> None:
     for function in (nn.sigmoid, nn.relu, nn.softmax, nn.log_softmax, nn.gelu):
-        with pytest.raises(TypeError, match="dtype: expected float32 or float64, got int64"):
+        with pytest.raises(TypeError, match="x: expected dtype float32 or float64, got int64"):
             function(np.arange(3))
         with pytest.raises(TypeError, match=r"x: expected a numpy\.ndarray, got list"):
             function([1.0])
@@ -638,3 +756,24 @@ def test_layers_on_a_device(gpu: Any, name: str) -> None:
     np.testing.assert_allclose(dx2.get(), dx, atol=5e-5)
     for n, grad in layer.grads.items():
         np.testing.assert_allclose(there.grads[n].get(), grad, atol=1e-4, err_msg=n)
+
+
+# -- layers of other libraries ---------------------------------------------------------------------
+
+
+def test_reversed_sequences_without_padding() -> None:
+    layer = ost.interop.Reversed(nn.GRU(D, 5, **F64, rng=0))
+    x = [drawn(n, D, seed=n) for n in (3, 0, 6)]
+    (y, state), pullback = layer.vjp(x)
+    dx, _ = pullback(y)
+    for b, a in enumerate(x):
+        (alone, end), back = layer.vjp(a[:, None])
+        np.testing.assert_allclose(y[b], alone[:, 0], atol=1e-12)
+        np.testing.assert_allclose(state[:, b], end[:, 0], atol=1e-12)
+        np.testing.assert_allclose(dx[b], back(alone)[0][:, 0], atol=1e-12)
+    with pytest.raises(ValueError, match="lengths: expected None with ragged sequences, got list"):
+        layer(x, lengths=[3, 0, 6])
+    with pytest.raises(TypeError, match=r"x: expected a numpy\.ndarray, got list"):
+        layer(x[0][:, None].tolist())
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
+        ost.interop.Reversed(nn.Linear(2, 2))  # type: ignore[arg-type]

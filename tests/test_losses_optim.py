@@ -159,7 +159,7 @@ def test_an_optimiser_refuses_another_model() -> None:
         optimizer.step(nn.Linear(40, 2))
     with pytest.raises(KeyError, match="momentum"):
         optimizer.load_state_dict(
-            {"steps": 0, "schedule": {}, "buffers": {"momentum": np.zeros(3)}}
+            {"steps": 0, "started": {}, "schedule": {}, "buffers": {"momentum": np.zeros(3)}}
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from typing import Any
 
@@ -85,6 +86,9 @@ def test_chrf_is_sacrebleus() -> None:
         metrics.chrf(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="references: expected one for each"):
         metrics.chrf([], [])
+    assert metrics.chrf(references[0], found[0]) == metrics.chrf(references[:1], found[:1]) < 100
+    assert metrics.chrf(np.array(references), np.array(found)) == want.score  # type: ignore[arg-type]
+    assert metrics.chrf([[r, None] for r in references], found) == want.score  # type: ignore[list-item]
 
 
 def test_what_chrf_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +126,165 @@ def test_average_precision_is_that_of_sklearn(ties: bool) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             metrics.average_precision(np.array(target), np.array(score))
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "a text beside a list": (
+        lambda: metrics.chrf(["ab"], "a"),
+        TypeError,
+        "hypotheses: expected a text beside a text, or a list beside a list, got one of each",
+    ),
+    "no references": (
+        lambda: metrics.chrf(None, ["a"]),  # type: ignore[arg-type]
+        TypeError,
+        "references: expected a text or a sequence, got NoneType",
+    ),
+    "references of numbers": (
+        lambda: metrics.chrf([["a", 3]], ["a"]),  # type: ignore[list-item]
+        TypeError,
+        "references[0][1]: expected a text, got 3",
+    ),
+    "translations of numbers": (
+        lambda: metrics.chrf(["a"], [3]),  # type: ignore[list-item]
+        TypeError,
+        "hypotheses[0]: expected a text, got 3",
+    ),
+    "a translation without a reference": (
+        lambda: metrics.chrf(["a", []], ["a", "b"]),  # type: ignore[list-item]
+        ValueError,
+        "references[1]: expected at least one text, got none",
+    ),
+    "sequences of sequences": (
+        lambda: metrics.edit_distance([1, [1]], [2]),  # type: ignore[list-item]
+        TypeError,
+        "reference: expected words, numbers or other symbols that can be hashed, got list at "
+        "position 1; use error_rate for several sequences",
+    ),
+    "two axes": (
+        lambda: metrics.edit_distance([1], np.zeros((2, 2))),
+        TypeError,
+        "hypothesis: expected words, numbers or other symbols that can be hashed, got list",
+    ),
+    "deep sequences": (
+        lambda: metrics.error_rate([[1]], [[[1]]]),  # type: ignore[list-item]
+        TypeError,
+        "hypotheses: expected words, numbers or other symbols that can be hashed, got list",
+    ),
+    "a target of texts": (
+        lambda: metrics.average_precision(np.array(["a"]), np.ones(1)),
+        TypeError,
+        "target: expected real numbers, got dtype <U1",
+    ),
+    "scores of texts": (
+        lambda: metrics.average_precision(np.ones(1), np.array(["a"])),
+        TypeError,
+        "score: expected real numbers, got dtype <U1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_arguments(name: str) -> None:
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_average_precision_of_the_worst_scores() -> None:
+    """It is above 0, and may be below the share of ones."""
+    found = metrics.average_precision(np.array([0, 0, 1, 1]), np.array([4, 3, 2, 1]))
+    assert found == pytest.approx(5 / 12)
+
+
+LOGITS, FLAGS = np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([True, False])
+BY_CLASS = [by_batch.Accuracy, by_batch.F1]
+WITH_INDEX = [*BY_CLASS, by_batch.BitsPerCharacter, by_batch.AveragePrecision]
+ALL = [*WITH_INDEX, by_batch.MAE]
+
+
+@pytest.mark.parametrize("kind", WITH_INDEX)
+def test_an_ignore_index_is_a_whole_number(kind: Any) -> None:
+    with pytest.raises(TypeError, match="ignore_index: expected a whole number, got 'pad'"):
+        kind(ignore_index="pad")
+
+
+@pytest.mark.parametrize("kind", BY_CLASS)
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ([0, 7], ValueError, "target: expected class numbers from 0 to 1, or ign.* got 7"),
+        ([0, -1], ValueError, "target: expected class numbers from 0 to 1, or ign.* got -1"),
+        ([0.0, 1.0], TypeError, r"target: expected an integer dtype, got float64; use target\.ast"),
+        (["a", "b"], TypeError, "target: expected real numbers, got dtype <U1"),
+        (
+            [0, 1, 1],
+            ValueError,
+            r"target: expected shape \(2,\) or \(2, 2\), that of y, got \(3,\)",
+        ),
+        ([[0, 2], [0, 1]], ValueError, "target: expected numbers from 0 to 1 beside y of .* got 2"),
+    ],
+)
+def test_classes_are_checked(kind: Any, target: Any, error: Any, message: str) -> None:
+    metric = kind()
+    metric.update(LOGITS, np.array([0, 1]))
+    with pytest.raises(error, match=message):
+        metric.update(LOGITS, np.array(target))
+    assert metric.compute() == 1
+    if np.ndim(target) == 1 and len(target) == 2 and error is ValueError:  # they do not count
+        metric.update(LOGITS, np.array(target), FLAGS)
+        ignoring = kind(ignore_index=target[1])
+        ignoring.update(LOGITS, np.array(target))
+        assert metric.compute() == ignoring.compute() == 1
+
+
+@pytest.mark.parametrize("kind", BY_CLASS)
+def test_targets_of_two_classes_take_an_ignore_index(kind: Any) -> None:
+    metric = kind()
+    metric.update(np.array([2.0, 1.0, -1.0]), np.array([1.0, -100.0, 0.0]))
+    metric.update(np.array([[2.0], [1.0]]), np.array([1.0, -100.0]))
+    metric.update(np.array([[2.0], [1.0]]), np.array([True, True]))
+    metric.update(np.array([2.0, 1.0]), np.array([0, -100]), np.array([False, True]))
+    assert metric.compute() == 1
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_arrays_of_a_batch_are_checked(kind: Any) -> None:
+    y = np.ones((2, 3)) if kind in (by_batch.MAE, by_batch.AveragePrecision) else np.ones((2, 3, 4))
+    target = np.ones((2, 3)) if y.ndim == 2 else np.ones((2, 3), int)
+    metric = kind()
+    metric.update(y, target, np.zeros((2, 3), bool))
+    assert np.isnan(metric.compute())
+    for bad, error, message in (
+        ((y.tolist(), target), TypeError, "y: expected a numpy.ndarray, got list"),
+        ((y, target.tolist()), TypeError, "target: expected a numpy.ndarray, got list"),
+        ((y.astype(str), target), TypeError, "y: expected real numbers, got dtype <U32"),
+        ((y, target.astype(str)), TypeError, "target: expected real numbers, got dtype <U"),
+        ((y, target[:1]), ValueError, "target: expected "),
+        ((y, target[:1], np.ones((2, 3), bool)), ValueError, "target: expected "),
+        ((y, target, np.ones((1, 3), bool)), ValueError, r"on: expected shape \(2, 3\).*\(1, 3\)"),
+        ((y, target, np.ones(3, bool)), ValueError, r"on: expected shape \(2, 3\).* got \(3,\)"),
+        ((y, target, np.ones((2, 3))), TypeError, "on: expected dtype bool, got float64; use on"),
+        ((y, target, [[True], [True, False]]), TypeError, "on: expected a numpy.ndarray, got list"),
+    ):
+        with pytest.raises(error, match=message):
+            metric.update(*bad)
+    assert np.isnan(metric.compute())
+
+
+def test_targets_of_average_precision_are_checked_by_batch() -> None:
+    metric = by_batch.AveragePrecision()
+    with pytest.raises(ValueError, match="target: expected 0 and 1, or ignore_index = -100, got 2"):
+        metric.update(np.ones(2), np.array([1, 2]))
+    metric.update(np.ones(2), np.array([1, -100]))
+    assert metric.compute() == 1
+
+
+def test_a_function_gives_a_sum_and_a_count() -> None:
+    metric = by_batch.named({"own": lambda y, target, lengths: 3.0})["own"]
+    with pytest.raises(
+        TypeError, match=r"metrics: expected \(sum, count\) from a function, got float"
+    ):
+        metric.add(np.ones(1), np.ones(1), None)  # type: ignore[attr-defined]
 
 
 def test_average_precision_by_batches() -> None:
@@ -172,3 +335,19 @@ def test_the_label_error_rate_by_batches() -> None:
         ValueError, match="target: expected labels of 2 sequences, as many as y has, got 1"
     ):
         metric.update(y, np.array([[1]]))
+    before, labels = metric.compute(), np.array([[0, 1], [1, 0]])
+    rows, on = list(y), [np.ones(4, bool)] * 2
+    for bad, error, message in (
+        ((y, labels, np.ones((1, 4), bool)), ValueError, r"on: expected shape \(2, 4\).*\(1, 4\)"),
+        ((y, labels, np.ones(2, bool)), ValueError, r"on: expected shape \(2, 4\).* got \(2,\)"),
+        ((y, labels, np.ones((2, 4))), TypeError, "on: expected dtype bool, got float64"),
+        ((rows, labels, on[:1]), ValueError, "on: expected 2 masks, one for each .* got 1"),
+        ((rows, labels, 3), TypeError, "on: expected a mask of each sequence of y, got int"),
+        ((y[0], labels, np.ones((4, 3), bool)), ValueError, "y: expected 3 axes"),
+    ):
+        with pytest.raises(error, match=message):
+            metric.update(*bad)  # type: ignore[arg-type]
+    assert metric.compute() == before
+    metric.reset()
+    metric.update(rows, labels, on)  # type: ignore[arg-type]
+    assert metric.compute() == 0

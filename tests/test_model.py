@@ -748,7 +748,7 @@ def test_owners_dtypes_and_names() -> None:
         model.parameters()
     del model.blocks[2]
     assert list(model.parameters()) == NAMES
-    with pytest.raises(TypeError, match="dtype: expected float32 or float64, got int64"):
+    with pytest.raises(TypeError, match="value: expected dtype float32 or float64, got int64"):
         nn.Parameter(np.arange(3))
     with pytest.raises(ValueError, match="again: expected a layer without an owner"):
         model.again = model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -308,7 +309,10 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
             "lengths: expected None with ragged",
         ),
         (lambda: back(np.zeros((1, 1, 7), np.float32)), r"dy: expected shape \(30, 6, 7\)"),
-        (lambda: back(None, np.zeros((2, 7), np.float32)), r"dh_n: expected shape \(6, 7\)"),
+        (
+            lambda: back(None, np.zeros((2, 7), np.float32)),
+            r"dh_n: expected shape \(B, H\) = \(6, 7\)",
+        ),
         (lambda: pullback(lambda t, y: y), "dy: expected an array"),
         (lambda: back.gates, "gates: expected a pullback of a pass without segments"),
         (
@@ -412,3 +416,63 @@ def test_what_is_wrong_with_ragged_is_told() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def own() -> ost.Ragged:
+    return ost.Ragged(np.arange(1.0, 7).reshape(6, 1), [0, 2, 2, 6])
+
+
+def test_rows_and_lists_of_every_kind() -> None:
+    x = own()
+    longer = np.concatenate([x.padded(), np.ones((3, 3, 1))])
+    assert np.array_equal(x.flat(longer), x.rows)
+    assert np.array_equal(x.padded(2 * x.rows), 2 * x.padded())
+    (y, pullback) = ost.vjp(lambda a: (x.flat(a) ** 2).sum(), x.padded())
+    assert y == (x.rows**2).sum()
+    assert np.array_equal(pullback(), 2 * x.padded())
+    for joined in (ost.Ragged.join(s for s in x), ost.Ragged.join(x), ost.Ragged.join(tuple(x))):
+        assert np.array_equal(joined.rows, x.rows)
+        assert np.array_equal(joined.offsets, x.offsets)
+
+
+COUNT = "rows: expected 6 rows, as many as the sequences have, got"
+SHAPE = "padded: expected shape (T, B, ...) with T >= 4 and B = 3, got"
+WRONG: dict[str, tuple[Any, str, Any]] = {
+    "one row": (ValueError, f"{COUNT} shape (1, 1)", lambda: own().padded(np.ones((1, 1)))),
+    "five rows": (ValueError, f"{COUNT} shape (5,)", lambda: own().padded(np.ones(5))),
+    "a number": (ValueError, f"{COUNT} shape ()", lambda: own().padded(np.ones(()))),
+    "rows of like": (ValueError, f"{COUNT} shape (5,)", lambda: own().like(np.ones(5))),
+    "sequences of like": (ValueError, f"{COUNT} 3 sequences", lambda: own().like(own())),
+    "batch first": (ValueError, f"{SHAPE} (3, 4)", lambda: own().flat(np.ones((3, 4)))),
+    "too short": (ValueError, f"{SHAPE} (3, 3)", lambda: own().flat(np.ones((3, 3)))),
+    "too wide": (ValueError, f"{SHAPE} (4, 4)", lambda: own().flat(np.ones((4, 4)))),
+    "one axis": (ValueError, f"{SHAPE} (6,)", lambda: own().flat(np.ones(6))),
+    "a list": (TypeError, "padded: expected a numpy.ndarray", lambda: own().flat([[1]])),  # type: ignore[arg-type]
+    "uneven offsets": (
+        TypeError,
+        "offsets: expected a sequence of whole numbers, got [[0], [1, 2]]",
+        lambda: ost.Ragged(np.ones(3), [[0], [1, 2]]),  # type: ignore[list-item]
+    ),
+    "join of one array": (
+        TypeError,
+        "x: expected a list of arrays, got one array of shape (2, 3); use list(x) if",
+        lambda: ost.Ragged.join(np.ones((2, 3))),
+    ),
+    "join of a number": (
+        TypeError,
+        "x: expected a list of arrays, got int",
+        lambda: ost.Ragged.join(5),
+    ),
+    "join of nothing": (
+        ValueError,
+        "x: expected at least one sequence, got none",
+        lambda: ost.Ragged.join(s for s in ()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_rows_and_lists_that_do_not_fit(case: str) -> None:
+    error, words, call = WRONG[case]
+    with pytest.raises(error, match=re.escape(words)):
+        call()

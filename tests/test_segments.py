@@ -251,7 +251,7 @@ def test_segments_of_ragged_sequences_and_their_gradients() -> None:
         assert (c_n == 0).all()
         assert np.array_equal(pullback(dh_n=h0).dh0, h0)
         for bad, words in (
-            ({"h0": h0[:1]}, r"h0: expected shape \(2, 5\)"),
+            ({"h0": h0[:1]}, r"h0: expected shape \(B, H\) = \(2, 5\)"),
             ({"c0": h0[:, :1]}, "c0: expected shape"),
         ):
             with pytest.raises(ValueError, match=words):

@@ -305,6 +305,122 @@ def test_weights_are_checked() -> None:
     assert losses.MSE()(y, y + 1, weights=np.zeros(3))[0] == 0
 
 
+def loaders() -> dict[str, Any]:
+    x, target = sequences()
+    labels = [np.array([2, 3])] * 5
+    ragged = ost.Ragged.join(list(x))
+    return {
+        "arrays": data.ArrayLoader(x, target, batch_size=3),
+        "ragged": data.RaggedLoader(ragged, list(target), batch_size=3),
+        "inputs": data.InputsLoader((x, x), target, batch_size=3),
+        "pairs": data.PairLoader(labels, labels, start=0, stop=1, batch_size=2),
+        "stream": data.StreamLoader(np.arange(50), 2, 9),
+    }
+
+
+@pytest.mark.parametrize("kind", loaders())
+def test_the_batches_of_a_loader_have_whole_numbers(kind: str) -> None:
+    """They are looked at when the iterator is made."""
+    loader = loaders()[kind]
+    assert len(list(loader.batches(np.int64(2), np.int32(1)))) == 2
+    assert list(loader.batches(10**30, 7)) == []
+    least = "expected a whole number of at least 0, got -1"
+    for given, error, words in (
+        ((0, -1), ValueError, f"start: {least}"),
+        ((-1,), ValueError, f"epoch: {least}"),
+        ((0, 1.5), TypeError, r"start: expected a whole number, got 1\.5"),
+        ((0.5,), TypeError, r"epoch: expected a whole number, got 0\.5"),
+    ):
+        with pytest.raises(error, match=words):
+            loader.batches(*given)
+
+
+BESIDE: dict[str, tuple[Any, Any, str, str]] = {
+    "a number": (5, ValueError, r"lengths: expected shape .*, got \(\)", "arrays inputs"),
+    "too few": ([1, 2], ValueError, r"lengths: expected shape .*, got \(2,\)", "arrays inputs"),
+    "uneven": ([[1], [2, 3]], TypeError, "lengths: expected an array of numb", "arrays inputs"),
+    "text": ("abc", TypeError, "lengths: expected numbers, got dtype <U3", "arrays inputs"),
+    "below 0": (
+        np.full(8, -1),
+        ValueError,
+        "lengths: expected .* 0.*, got -1 at . = 0",
+        "arrays inputs",
+    ),
+    "fractions": (
+        np.full(8, 0.5),
+        TypeError,
+        "lengths: expected an integer dtype, got float64",
+        "arrays inputs",
+    ),
+    "mask": (
+        {"mask": np.full((8, 6), 0.5)},
+        TypeError,
+        "mask: expected dtype bool",
+        "arrays inputs",
+    ),
+    "flat mask": (
+        {"mask": np.ones(8, bool)},
+        ValueError,
+        "mask: expected shape .* got .8,",
+        "arrays inputs",
+    ),
+    "weights below 0": (
+        {"weights": [1, -1, *[1] * 6]},
+        ValueError,
+        r"weights: expected finite numbers of at least 0, got -1 at \[1\]",
+        "arrays ragged inputs",
+    ),
+    "weights that are none": (
+        {"weights": np.full(8, np.nan)},
+        ValueError,
+        r"weights: expected finite numbers of at least 0, got nan at \[0\]",
+        "arrays ragged inputs",
+    ),
+    "one weight": ({"weights": 5}, ValueError, "weights: expected", "arrays ragged inputs"),
+    "masked": (
+        {"masked": "bogus"},
+        ValueError,
+        "masked: expected one of 'repeat', 'zero', got 'bogus'",
+        "arrays ragged",
+    ),
+    "names": (
+        {1: 2, "a": 3},
+        ValueError,
+        r"lengths: expected lengths or a dict of .*, got \[1, 'a'\]",
+        "arrays ragged inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_goes_beside_the_inputs_is_checked_at_once(case: str) -> None:
+    given, error, words, kinds = BESIDE[case]
+    x, target = sequences()
+    makers: dict[str, Any] = {
+        "arrays": lambda: data.ArrayLoader(x, target, given),
+        "ragged": lambda: data.RaggedLoader(ost.Ragged.join(list(x)), list(target), given),
+        "inputs": lambda: data.InputsLoader((x, x), target, given),
+    }
+    for kind in kinds.split():
+        with pytest.raises(error, match=words):
+            makers[kind]()
+
+
+def test_lengths_of_every_kind_go_beside_the_inputs() -> None:
+    x, target = sequences()
+    ends = [6, 0, 3, 1, 2, 5, 4, 6]
+    for given in (ends, tuple(ends), np.array(ends, np.int32), {"lengths": np.array(ends)}):
+        arrays = data.ArrayLoader(x, target, given, shuffle=False)
+        inputs = data.InputsLoader((x, x), target, given, shuffle=False)
+        assert arrays.times["lengths"].tolist() == ends
+        assert next(iter(inputs))[2]["lengths"].tolist() == ends
+
+
+def test_a_stream_has_one_axis() -> None:
+    with pytest.raises(ValueError, match=r"text: expected shape \(N,\), got \(3, 4\)"):
+        data.StreamLoader(np.arange(12).reshape(3, 4), 2, 3)
+
+
 # -- seeds -----------------------------------------------------------------------------------------
 
 

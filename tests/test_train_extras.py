@@ -125,9 +125,15 @@ def test_metrics_in_history_log_and_early_stopping(tmp_path: Path) -> None:
             "'average_precision', 'label_error_rate', got 'acc'",
         ),
         ("accuracy", TypeError, "metrics: expected a dict or a list, got str"),
+        (
+            [metrics.F1("macro"), metrics.F1("micro")],
+            ValueError,
+            "metrics: expected different names, got 'f1' twice; give a dict of names to metrics",
+        ),
+        ({1: "f1", "1": "mae"}, ValueError, "metrics: expected different names, got '1' twice"),
         ({"a": 3}, TypeError, r"metrics\['a'\]: expected a Metric or a function, got int"),
     ],
-    ids=["loss", "acc", "text", "number"],
+    ids=["loss", "acc", "text", "twice", "twice in a dict", "number"],
 )
 def test_metrics_are_checked(given: Any, error: Any, words: str) -> None:
     with pytest.raises(error, match=words):

@@ -143,7 +143,7 @@ def test_groups_by_patterns() -> None:
     ("groups", "error", "message"),
     [
         ("head.*", TypeError, "groups: expected a list"),
-        ([["head.*", 3]], TypeError, "groups: expected patterns"),
+        ([["head.*", 3]], TypeError, r"groups\[0\]\[\.\.\.\]: expected a pattern of names, got 3"),
         ([], ValueError, "groups: expected at least one"),
     ],
     ids=["text", "number", "empty"],

@@ -561,3 +561,18 @@ def test_tolerances_are_tight() -> None:
         i, o, g, f = (np.array(a) for a in np.split(p["weight_hh"], 4))
         p["weight_hh"][...] = np.concatenate([o, i, g, f])
     assert np.abs(layer(x) - y).max() > 1e6 * TOLERANCE[np.dtype(np.float64)]
+
+
+def test_trees_are_joined_and_taken_as_ragged_sequences_are() -> None:
+    trees = ost.Trees(np.arange(4.0).reshape(4, 1), [[-1, 0], [1, -1]])
+    assert np.array_equal(ost.Trees.join(t for t in (trees, trees)).parents, [*trees.parents] * 2)
+    assert np.array_equal(trees.take([False, True]).rows, trees.rows[2:])
+    assert np.array_equal(trees[1:].rows, trees.rows[2:])
+    for run, kind, message in (
+        (lambda: trees.take([5]), IndexError, "sequences: expected the numbers of some of 2"),
+        (lambda: trees.take("a"), TypeError, "sequences: expected the numbers of sequences"),
+        (lambda: trees.like(np.zeros((3, 1))), ValueError, "rows: expected 4 rows"),
+        (lambda: ost.Trees.join([]), ValueError, "trees: expected at least one"),
+    ):
+        with pytest.raises(kind, match=message):
+            run()

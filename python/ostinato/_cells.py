@@ -42,7 +42,8 @@ UNIT_WEIGHTS = _core.unit_weights()
 @cache
 def facts_of(cell: str) -> dict[str, int]:
     """Return the numbers of gates, states, parameters of units and saved values of a cell."""
-    return _core.cells()[cell]
+    known = _core.cells()
+    return known[_check.choice("cell", cell, tuple(known))]
 
 
 # What a kernel lacks, by its own words, in those of the layer that it runs.

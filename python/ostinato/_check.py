@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +61,11 @@ def whole(name: str, value: object) -> int:
     """Return a whole number that 64 bits hold."""
     given: Any = value  # anything may come in; that is what is checked
     try:
+        if isinstance(given, bool):
+            raise TypeError
         n = operator.index(given)
     except TypeError:
-        raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
+        raise TypeError(f"{name}: expected a whole number, got {value!r:.{LONGEST}}") from None
     if not -LARGEST_INT <= n <= LARGEST_INT:
         raise ValueError(f"{name}: expected a whole number below 2**63, got {value!r}")
     return n
@@ -71,8 +73,8 @@ def whole(name: str, value: object) -> int:
 
 def positive(name: str, value: object, minimum: int = 1) -> int:
     """Return a whole number, at least ``minimum``."""
-    n = whole(name, value)
-    if isinstance(value, bool) or n < minimum:
+    n = minimum - 1 if isinstance(value, bool) else whole(name, value)
+    if n < minimum:
         raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
     return n
 
@@ -131,7 +133,7 @@ def fraction(name: str, value: object) -> float:
 
 def finite(name: str, value: object, *, minimum: float = 0.0) -> float:
     """Return a finite number, at least ``minimum``."""
-    wanted = f"a finite number of at least {minimum:g}"
+    wanted = "a finite number" + (f" of at least {minimum:g}" if minimum > -math.inf else "")
     n = number(name, value, wanted)
     if not (math.isfinite(n) and n >= minimum):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
@@ -145,14 +147,40 @@ def choice(name: str, value: object, known: Any) -> Any:
     return value
 
 
-def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return float32 or float64, in the byte order of the machine."""
+def patterns(name: str, value: object) -> list[str]:
+    """Return a list of shell patterns; a text would be a list of its letters."""
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected a list of patterns, got {value!r}; use [{value!r}]")
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise TypeError(f"{name}: expected a list of patterns, got {type(value).__name__}")
+    for pattern in value:
+        text(f"{name}[...]", pattern, "a pattern of names")
+    return list(value)
+
+
+def text(name: str, value: object, wanted: str) -> str:
+    """Return a text; the error calls it ``wanted``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r:.{LONGEST}}")
+    return value
+
+
+def mapping(name: str, value: object, wanted: str, mend: str = "") -> Mapping[str, Any]:
+    """Return a mapping; the error calls it ``wanted``, and ends with what to do."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}{mend}")
+    return value
+
+
+def real_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
+    """Return float32 or float64, in the byte order of the machine; ``name``: of what it is."""
+    wanted = "float32 or float64" if name == "dtype" else "dtype float32 or float64"
     try:
         d: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError, SyntaxError):  # of text that is no name, or no text
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
+        raise TypeError(f"{name}: expected {wanted}, got {dtype!r}") from None
     if d not in (np.float32, np.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {d}")
+        raise TypeError(f"{name}: expected {wanted}, got {d}")
     return np.dtype(d.type)
 
 
@@ -284,6 +312,19 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
             f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {a.shape}"
         )
     return a
+
+
+def state(
+    name: str, value: Array, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str
+) -> Array:
+    """Return an array that is a state, or the gradient of one, of that shape and dtype."""
+    if value.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected dtype {dtype}, got {value.dtype}; use {name}.astype(np.{dtype})"
+        )
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {axes} = {shape}, got {value.shape}")
+    return value
 
 
 def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:

@@ -51,7 +51,12 @@ class Ragged:
         self.rows: Any = rows if known else _check.array("rows", rows)
         if not isinstance(rows, Ragged) and self.rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
-        a = np.asarray(_device.host(_device.taken(offsets)))
+        try:
+            a = np.asarray(_device.host(_device.taken(offsets)))
+        except ValueError:  # lists of different lengths
+            raise TypeError(
+                f"offsets: expected a sequence of whole numbers, got {_check.quoted(offsets)}"
+            ) from None
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
             raise TypeError(
                 f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}"
@@ -72,21 +77,23 @@ class Ragged:
             )
 
     @classmethod
-    def join(cls, sequences: Sequence[Any], name: str = "x") -> Ragged:
+    def join(cls, sequences: Any, name: str = "x") -> Ragged:
         """Copy a list of arrays ``[n,...]``, or of `Ragged`, into one `Ragged`.
 
         Args:
-            sequences: arrays of one dtype and of one shape but for the first axis; or sequences of
-                such, each a `Ragged`.
+            sequences: a list, or another iterable, of arrays of one dtype and of one shape but for
+                the first axis; or of sequences of such, each a `Ragged`.
             name: what errors call the list.
 
         Returns:
             The sequences, in their order.
 
         Raises:
-            TypeError: something that is no array, or arrays beside a `Ragged`.
+            TypeError: one array in place of a list, something in it that is no array, arrays beside
+                a `Ragged`, or arrays on different devices.
             ValueError: an empty list, or arrays that differ in dtype or shape.
         """
+        sequences = _listed(sequences, name)
         if not sequences:
             raise ValueError(f"{name}: expected at least one sequence, got none")
         if any(isinstance(s, Ragged) for s in sequences):
@@ -160,12 +167,28 @@ class Ragged:
         """Copy some of the sequences into another `Ragged`.
 
         Args:
-            sequences: their numbers, in the order wanted.
+            sequences: their numbers, in the order wanted: a list or an array; or a bool array
+                ``[B]``, True for those wanted.
 
         Returns:
             Those sequences.
+
+        Raises:
+            TypeError: something else than whole numbers.
+            ValueError: an array of several axes, or a bool array of another length.
+            IndexError: a number that no sequence has.
         """
-        lengths = self.lengths[sequences]
+        if type(sequences) is not np.ndarray and not isinstance(sequences, slice):
+            sequences = _numbers("sequences", sequences, len(self))
+        try:
+            lengths = self.lengths[sequences]
+        except IndexError:  # which NumPy words in its own terms
+            sequences = _numbers("sequences", sequences, len(self))
+            lengths = self.lengths[sequences]
+        if lengths.ndim > 1:
+            raise ValueError(
+                f"sequences: expected an array of one axis, got shape {np.shape(sequences)}"
+            )
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         at = np.arange(offsets[-1]) + np.repeat(
             self.offsets[:-1][sequences] - offsets[:-1], lengths
@@ -180,8 +203,15 @@ class Ragged:
 
         Returns:
             Sequences with the same offsets.
+
+        Raises:
+            TypeError: rows that are no array and no `Ragged`.
+            ValueError: another number of rows.
         """
-        return Ragged(rows, self.offsets)
+        try:
+            return Ragged(rows, self.offsets)
+        except ValueError:  # the offsets are right, so the rows are not
+            raise ValueError(_other_rows(self, rows)) from None
 
     def _places(self) -> tuple[Array, Array]:
         """Return the step and the sequence of every row."""
@@ -204,9 +234,13 @@ class Ragged:
             ``[T,B,...]``, with T the longest length.
 
         Raises:
-            TypeError: the rows are sequences themselves; pad those of ``rows`` first.
+            TypeError: rows that are no array, such as sequences, of which those of ``rows`` can be
+                padded.
+            ValueError: another number of rows.
         """
         rows = _check.array("rows", self.rows if rows is None else rows)
+        if rows.ndim == 0 or len(rows) != len(self.rows):
+            raise ValueError(_other_rows(self, rows))
         out = np.zeros(
             (self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows
         )
@@ -217,11 +251,21 @@ class Ragged:
         """Return the rows ``[N,...]`` of a padded array: the inverse of `padded`.
 
         Args:
-            padded: ``[T,B,...]``.
+            padded: ``[T,B,...]``, with T the longest length or more.
 
         Returns:
             A copy of the rows.
+
+        Raises:
+            TypeError: padded is no array.
+            ValueError: padded has another shape.
         """
+        shape = _check.array("padded", value_of(padded)).shape  # it may be recorded by `vjp`
+        steps, batch = int(self.lengths.max(initial=0)), len(self)
+        if len(shape) < 2 or shape[0] < steps or shape[1] != batch:
+            raise ValueError(
+                f"padded: expected shape (T, B, ...) with T >= {steps} and B = {batch}, got {shape}"
+            )
         rows: Array = padded[self._places()]
         return rows
 
@@ -234,7 +278,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, b: Any) -> Any:
-        """Return sequence b as a view; or several, by a slice or an array of their numbers.
+        """Return sequence b as a view; or several, by a slice, a list or an array of numbers.
 
         Several are a `Ragged`: a view for a slice in steps of 1, otherwise a copy.
         """
@@ -245,10 +289,11 @@ class Ragged:
                 return self.take(np.arange(start, stop, step))
             offsets = self.offsets[start : max(start, stop) + 1]
             return Ragged(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
-        if isinstance(b, np.ndarray) and b.ndim:
-            return self.take(b)
+        if isinstance(b, list) or (isinstance(b, np.ndarray) and b.ndim):
+            return self.take(_numbers("index", b, n))
+        b = b if type(b) is int else _check.whole("index", b)
         if not -n <= b < n:
-            raise IndexError(f"sequence {b} of {n}")
+            raise IndexError(f"index: expected the number of one of {n} sequences, got {b}")
         return self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
 
     def __iter__(self) -> Iterator[Any]:
@@ -257,6 +302,54 @@ class Ragged:
     def __repr__(self) -> str:
         inner = self.rows if isinstance(self.rows, Ragged) else f"{len(self.rows)} rows"
         return f"Ragged({len(self)} sequences, {inner})"
+
+
+def _listed(sequences: Any, name: str) -> list[Any]:
+    """Return what `Ragged.join` joins as a list; raise where it is one array or no iterable."""
+    one = value_of(sequences)
+    if _check.is_array(one):
+        raise TypeError(
+            f"{name}: expected a list of arrays, got one array of shape {one.shape}; use "
+            f"list({name}) if its first axis is that of the sequences"
+        )
+    try:
+        return list(sequences)
+    except TypeError:
+        if hasattr(sequences, "__iter__"):  # what an iterator has raised is not ours
+            raise
+        raise TypeError(
+            f"{name}: expected a list of arrays, got {type(sequences).__name__}"
+        ) from None
+
+
+def _numbers(name: str, given: Any, count: int) -> Array:
+    """Return which of ``count`` sequences a list or an array picks, as an index of NumPy."""
+    try:
+        a = np.asarray(_device.host(_device.taken(given)))
+    except ValueError:  # lists of different lengths
+        a = np.array(None)
+    a = a if a.size else a.astype(np.int64)
+    if a.dtype.kind not in "iub":
+        raise TypeError(f"{name}: expected the numbers of sequences, got {_check.quoted(given)}")
+    if a.ndim > 1:
+        raise ValueError(f"{name}: expected an array of one axis, got shape {a.shape}")
+    if a.dtype.kind == "b":
+        if a.shape != (count,):
+            raise ValueError(f"{name}: expected bool of shape (B,) = ({count},), got {a.shape}")
+        return a
+    bad = np.flatnonzero((a < -count) | (a >= count))
+    if bad.size:
+        raise IndexError(
+            f"{name}: expected the numbers of some of {count} sequences, got {a.flat[bad[0]]}"
+        )
+    return a
+
+
+def _other_rows(own: Ragged, rows: Any) -> str:
+    """Return the message for rows that are not as many as those of sequences."""
+    count = len(own.rows)
+    got = f"{len(rows)} sequences" if isinstance(rows, Ragged) else f"shape {rows.shape}"
+    return f"rows: expected {count} rows, as many as the sequences have, got {got}"
 
 
 def leaves(x: Any) -> Any:

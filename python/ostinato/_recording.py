@@ -912,9 +912,13 @@ def vjp(
         their layers (``model.grads``) and returns those of the arguments.
 
     Raises:
-        TypeError: an operation that is not known, or an output without a gradient.
         RuntimeError: a vjp within what another one records.
+        TypeError: function is none; an operation that is not known, or an output without a
+            gradient.
+        ValueError: an option of recurrent layers where the function has none, or of a wrong value.
     """
+    if not callable(function):
+        raise TypeError(f"function: expected a model or a function, got {type(function).__name__}")
     given = {
         "memory_limit": memory_limit,
         "clip_step_value": clip_step_value,

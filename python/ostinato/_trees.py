@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ._annotations import readable
 from ._check import Array
-from ._ragged import Ragged, sequence_of, step_of
+from ._ragged import Ragged, _listed, _numbers, sequence_of, step_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -209,11 +209,12 @@ class Trees(Ragged):
         return made
 
     @classmethod
-    def join(cls, sequences: Sequence[Any], name: str = "trees") -> Trees:
+    def join(cls, sequences: Any, name: str = "trees") -> Trees:
         """Copy a list of `Trees` into one.
 
         Args:
-            sequences: `Trees` whose rows have one dtype and one shape.
+            sequences: a list, or another iterable, of `Trees` whose rows have one dtype and one
+                shape.
             name: what errors call the list.
 
         Returns:
@@ -223,6 +224,7 @@ class Trees(Ragged):
             TypeError: something that is no `Trees`.
             ValueError: an empty list, or rows that differ in dtype or shape.
         """
+        sequences = _listed(sequences, name)
         for k, one in enumerate(sequences):
             if not isinstance(one, Trees):
                 raise TypeError(
@@ -241,11 +243,19 @@ class Trees(Ragged):
         """Copy some of the trees into other `Trees`.
 
         Args:
-            sequences: their numbers, in the order wanted.
+            sequences: their numbers, in the order wanted: a list or an array; or a bool array
+                ``[B]``, True for those wanted.
 
         Returns:
             Those trees.
+
+        Raises:
+            TypeError: something else than whole numbers.
+            ValueError: an array of several axes, or a bool array of another length.
+            IndexError: a number that no tree has.
         """
+        if not isinstance(sequences, slice):
+            sequences = _numbers("sequences", sequences, len(self))
         at, shape = self._shape.take(sequences)
         return Trees._of(self.rows[at], shape)
 
@@ -257,7 +267,12 @@ class Trees(Ragged):
 
         Returns:
             The trees.
+
+        Raises:
+            TypeError: rows that are no array.
+            ValueError: another number of rows.
         """
+        Ragged.like(self, rows)
         return Trees._of(rows, self._shape)
 
     @property

@@ -76,9 +76,12 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
         The sound; several channels are averaged.
 
     Raises:
+        TypeError: a path that is none.
         ValueError: the file is no WAV file of whole numbers, or it is cut short.
         OSError: the file cannot be read.
     """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
     name = os.fspath(path)
     with open_regular(path) as stream:
         try:
@@ -145,10 +148,10 @@ def resample(samples: Array, rate: int, to: int) -> Array:
             10)`` is x spoken 1.1 times as fast and as high.
 
     Returns:
-        ``[ceil(N to / rate)]`` of the dtype of the samples.
+        ``[ceil(N to / rate)]`` of the floating dtype of the samples, float64 for whole numbers.
 
     Raises:
-        TypeError: samples that are no real numbers.
+        TypeError: samples that are no real numbers, or rates that are no whole numbers.
         ValueError: a rate below 1, rates of a ratio that needs too large a filter, or samples that
             are not on one axis.
     """
@@ -238,8 +241,9 @@ def mel_filters(
         Weights of the energies, float64.
 
     Raises:
-        ValueError: a size below 1, another scale, or filters that are too narrow for the transform
-            to see.
+        TypeError: a rate, size or bands that are no whole number, or a low that is no number.
+        ValueError: a rate or bands below 1, a size below 2, a low below 0 or from half of the rate
+            on, another scale, or filters that are too narrow for the transform to see.
 
     Source: Davis, Mermelstein (1980), "Comparison of parametric representations for monosyllabic
     word recognition"; Young et al. (2006), "The HTK book"; Slaney (1998), "Auditory toolbox",
@@ -273,6 +277,7 @@ def log_mel(
     window: float = 0.025,
     hop: float = 0.01,
     low: float = 20.0,
+    scale: str = "htk",
 ) -> Array:
     """Return the logarithms of the energies in mel bands, a row for each hop.
 
@@ -292,12 +297,14 @@ def log_mel(
         window: seconds of a window.
         hop: seconds from a window to the next.
         low: the lowest frequency, in hertz.
+        scale: "htk" or "slaney"; see `mel_filters`.
 
     Returns:
         float32 ``[T, bands]``, in nats; T is 0 where the sound is shorter than a window.
 
     Raises:
-        TypeError: samples that are no real numbers, or a window or hop that is no number.
+        TypeError: samples that are no real numbers, a window or hop that is no number, or what
+            `mel_filters` refuses.
         ValueError: a window or a hop shorter than a sample, or what `mel_filters` refuses.
     """
     x, rate = _checked("samples", samples), _check.positive("rate", rate)
@@ -307,7 +314,7 @@ def log_mel(
         if value < 1:
             raise ValueError(f"{name}: expected at least one sample, 1/{rate} s, got {value}")
     size = 1 << (length - 1).bit_length()
-    filters = mel_filters(rate, max(size, 2), bands, low=low)
+    filters = mel_filters(rate, max(size, 2), bands, low=low, scale=scale)
     if len(x) < length:
         return np.zeros((0, bands), np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(x, length)[::step]

@@ -236,11 +236,16 @@ class _Selections:
 _THIRD = ("lengths", "resets", "mask", "masked", "weights")
 
 
+def _place(epoch: object, start: object) -> tuple[int, int]:
+    """Return the checked arguments of ``batches``."""
+    return _check.seed("epoch", epoch), _check.positive("start", start, 0)
+
+
 def _third(given: Any) -> dict[str, Any]:
     """Return lengths, or a dict of them and others, as a dict."""
     if not isinstance(given, Mapping):
         return {} if given is None else {"lengths": given}
-    unknown = sorted(set(given) - set(_THIRD))
+    unknown = sorted(set(given) - set(_THIRD), key=str)
     if unknown:
         raise ValueError(
             f"lengths: expected lengths or a dict of {', '.join(_THIRD)}, got {unknown}"
@@ -248,13 +253,37 @@ def _third(given: Any) -> dict[str, Any]:
     return {n: v for n, v in given.items() if v is not None}
 
 
+def _beside(name: str, value: Any) -> Array:
+    """Return what goes beside x as an array on the host: of an array, a list or the like."""
+    known = _check.is_array(value) or any(
+        hasattr(value, n)
+        for n in ("__array__", "__dlpack__", "__cuda_array_interface__", "to_numpy")
+    )
+    try:
+        a = value if known else np.asarray(value)
+    except ValueError:  # lists of different lengths
+        raise TypeError(
+            f"{name}: expected an array of numbers, got {_check.quoted(value)}"
+        ) from None
+    return np.asarray(_device.host(as_array(name, a)))
+
+
 def _weights(value: Any) -> Array:
     """Return weights as an array on the host."""
-    return np.asarray(
-        _device.host(
-            as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value)
+    a = _beside("weights", value)
+    bad = np.argwhere(~(np.isfinite(a) & (a >= 0)))
+    if len(bad):
+        at = bad[0].tolist()
+        raise ValueError(
+            f"weights: expected finite numbers of at least 0, got {a[tuple(at)]} at {at}"
         )
-    )
+    return a
+
+
+def _masked(times: dict[str, Any]) -> None:
+    """Raise unless what masked steps give is one that layers know."""
+    if "masked" in times:
+        _check.choice("masked", times["masked"], ("repeat", "zero"))
 
 
 def _whole_flags(name: str, value: Any, steps: int, batch: int) -> Array:
@@ -327,10 +356,9 @@ class ArrayLoader(_Selections):
 
     def _checked(self, times: dict[str, Any]) -> dict[str, Any]:
         batch, steps = self.x.shape[:2]
+        _masked(times)
         if "lengths" in times:
-            times["lengths"] = _check.lengths(
-                as_array("lengths", np.asarray(times["lengths"])), steps, batch
-            )
+            times["lengths"] = _check.lengths(_beside("lengths", times["lengths"]), steps, batch)
         for name in ("resets", "mask"):
             if name in times:
                 times[name] = _whole_flags(name, times[name], steps, batch)
@@ -356,8 +384,12 @@ class ArrayLoader(_Selections):
 
         Returns:
             An iterator of ``x, target, third``, where third is lengths ``[B]``, a dict, or None.
+
+        Raises:
+            TypeError: a number that is not whole.
+            ValueError: a number below 0.
         """
-        return map(self._batch, self._selections(epoch, start))
+        return map(self._batch, self._selections(*_place(epoch, start)))
 
     def _batch(self, rows: Array) -> tuple[Array, Array, Any]:
         x, target = self.x[rows], self.target[rows]
@@ -436,6 +468,7 @@ class RaggedLoader(_Selections):
         self.times = _third(times)
         if "lengths" in self.times:
             raise ValueError("lengths: expected none beside ragged sequences, got some")
+        _masked(self.times)
         for name in ("resets", "mask"):
             if name in self.times:
                 self.times[name] = flat_flags(name, self.times[name], x)
@@ -461,8 +494,12 @@ class RaggedLoader(_Selections):
 
         Returns:
             An iterator of ``x, target``, or ``x, target, times`` if there are any.
+
+        Raises:
+            TypeError: a number that is not whole.
+            ValueError: a number below 0.
         """
-        return map(self._batch, self._selections(epoch, start))
+        return map(self._batch, self._selections(*_place(epoch, start)))
 
     def _batch(self, some: Array) -> tuple[Any, ...]:
         target = (
@@ -504,7 +541,8 @@ class InputsLoader(_Selections):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: inputs or a target of another number of samples.
+        ValueError: inputs or a target of another number of samples, or another argument of the
+            wrong shape or value.
     """
 
     outputs = "last"
@@ -529,11 +567,9 @@ class InputsLoader(_Selections):
             raise ValueError(f"{name}: expected it among the inputs of the model, got it beside")
         if self.times and isinstance(self.target, Ragged):
             raise ValueError(f"{next(iter(self.times))}: expected none beside a ragged target")
-        for name, value in self.times.items():
-            self.times[name] = np.asarray(_device.host(as_array(name, np.asarray(value))))
-        for name, a in (("target", self.target), *self.times.items()):
-            if len(a) != count:
-                raise ValueError(f"{name}: expected {count} samples as x has, got {len(a)}")
+        if len(self.target) != count:
+            raise ValueError(f"target: expected {count} samples as x has, got {len(self.target)}")
+        self.times = {name: _of_outputs(name, a, count) for name, a in self.times.items()}
         self._count = count
         self._select(batch_size, shuffle, rng)
 
@@ -554,8 +590,12 @@ class InputsLoader(_Selections):
         Returns:
             An iterator of ``x, target, third``, where x is as it was given, and third a dict or
             None.
+
+        Raises:
+            TypeError: a number that is not whole.
+            ValueError: a number below 0.
         """
-        return map(self._batch, self._selections(epoch, start))
+        return map(self._batch, self._selections(*_place(epoch, start)))
 
     def _batch(self, rows: Array) -> tuple[Any, Any, Any]:
         target = self.target
@@ -575,6 +615,28 @@ class InputsLoader(_Selections):
         order = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.rng}
         content: dict[str, Any] = {n: _sample(a) for n, a in {**parts, **self.times}.items()}
         return {"kind": kind, "order": order, "content": {"N": self._count, **content}}
+
+
+def _of_outputs(name: str, value: Any, count: int) -> Array:
+    """Return lengths, mask or weights of the outputs of samples, of which T is not known."""
+    a = _weights(value) if name == "weights" else _beside(name, value)
+    axes, shapes = {
+        "lengths": ((1,), "(N,)"),
+        "mask": ((2,), "(N, T)"),
+        "weights": ((1, 2), "(N,) or (N, T)"),
+    }[name]
+    if name == "lengths" and a.size and a.dtype.kind not in "iu":
+        raise TypeError(
+            f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)"
+        )
+    if name == "mask" and a.dtype != np.bool_:
+        raise TypeError(f"mask: expected dtype bool, got {a.dtype}; use mask.astype(bool)")
+    if a.ndim not in axes or len(a) != count:
+        raise ValueError(f"{name}: expected shape {shapes} with N = {count}, got {a.shape}")
+    if name == "lengths" and (a < 0).any():
+        n = int(np.flatnonzero(a < 0)[0])
+        raise ValueError(f"lengths: expected numbers of at least 0, got {a[n]} at n = {n}")
+    return a
 
 
 class PairLoader(_Selections):
@@ -676,8 +738,12 @@ class PairLoader(_Selections):
 
         Returns:
             An iterator of ``x, target, lengths``, with x a dict of source, inputs and lengths.
+
+        Raises:
+            TypeError: a number that is not whole.
+            ValueError: a number below 0.
         """
-        return map(self._batch, self._selections(epoch, start))
+        return map(self._batch, self._selections(*_place(epoch, start)))
 
     def _batch(self, rows: Array) -> tuple[Any, Any, Any]:
         source, pairs = self.source.take(rows), self.pairs.take(rows)
@@ -734,7 +800,7 @@ class StreamLoader:
 
     Raises:
         TypeError: text is no array of whole numbers.
-        ValueError: text is too short, or a size is below 1.
+        ValueError: text has another number of axes than one or is too short, or a size is below 1.
 
     Source: Williams, Peng (1990); for language models Mikolov et al. (2010).
     """
@@ -747,7 +813,9 @@ class StreamLoader:
         stream = _check.array("text", text)
         if stream.dtype.kind not in "iu":
             raise TypeError(f"text: expected an integer dtype, got {stream.dtype}")
-        stream = _check.contiguous(stream).reshape(-1)
+        if stream.ndim != 1:
+            raise ValueError(f"text: expected shape (N,), got {stream.shape}")
+        stream = _check.contiguous(stream)
         self.time_major = _check.flag("time_major", time_major)
         self.batch_size, self.window = (
             _check.positive("batch_size", batch_size),
@@ -769,16 +837,20 @@ class StreamLoader:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
-        """Yield the windows from number ``start`` on.
+        """Iterate over the windows from number ``start`` on.
 
         Args:
             epoch: not used: every epoch is the same.
             start: the number of the first window.
 
-        Yields:
-            ``x, target``.
+        Returns:
+            An iterator of ``x, target``.
+
+        Raises:
+            TypeError: a number that is not whole.
+            ValueError: a number below 0.
         """
-        yield from self._windows(start, slice(None))
+        return self._windows(_place(epoch, start)[1], slice(None))
 
     def _windows(self, start: int, rows: slice) -> Iterator[tuple[Any, Any]]:
         """Yield some rows of the windows from number ``start`` on."""

@@ -165,8 +165,7 @@ def gradient_flow(
     recurrent = _recurrent(model) if isinstance(model, Layer) else {}
     if not recurrent:
         raise TypeError(f"model: expected recurrent layers, got {model!r}")
-    if not 0 < _check.number("threshold", threshold, "a number between 0 and 1") < 1:
-        raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
+    _check_threshold(threshold)
     for name in ("memory_limit", "outputs", "rng"):
         if times.get(name) is not None:
             raise ValueError(
@@ -338,6 +337,13 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
     return out
 
 
+def _check_threshold(threshold: object) -> float:
+    n = _check.number("threshold", threshold, "a number between 0 and 1")
+    if not 0 < n < 1:
+        raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
+    return n
+
+
 class FlowLog(Callback):
     """Log `gradient_flow` on a fixed batch while a Trainer trains.
 
@@ -358,17 +364,20 @@ class FlowLog(Callback):
         every: steps between two measurements.
         threshold: see `gradient_flow`.
         echo: a function that is given a line for each measurement; None: none.
+
+    Raises:
+        TypeError: every is no whole number, threshold no number or echo no function.
+        ValueError: every is less than 1, or threshold not between 0 and 1.
     """
 
     def __init__(
         self, x: Array, *, every: int = 100, threshold: float = 0.01, echo: Any = None
     ) -> None:
-        self.x, self.every, self.threshold, self.echo = (
-            x,
-            _check.positive("every", every),
-            threshold,
-            echo,
-        )
+        if echo is not None and not callable(echo):
+            raise TypeError(f"echo: expected a function, got {type(echo).__name__}")
+        self.x, self.echo = x, echo
+        self.every = _check.positive("every", every)
+        self.threshold = _check_threshold(threshold)
         self.flows: list[tuple[int, Flow]] = []
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:

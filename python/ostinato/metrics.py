@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check
+from . import _check, _device
 from ._annotations import readable
 from ._check import Array
 
@@ -43,11 +43,17 @@ def edit_distance(reference: Iterable[Hashable], hypothesis: Iterable[Hashable])
         The distance, from 0 to the length of the longer one.
 
     Raises:
-        TypeError: an argument that is no sequence.
+        TypeError: an argument that is no sequence, or one of what has no hash, such as lists.
 
     Source: Levenshtein (1966); for the bits Myers (1999) and Hyyro (2003).
     """
-    a, b = _symbols("reference", reference), _symbols("hypothesis", hypothesis)
+    mend = "; use error_rate for several sequences"
+    a, b = _hashable("reference", reference, mend), _hashable("hypothesis", hypothesis, mend)
+    return _edits(a, b)
+
+
+def _edits(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Return the edit distance of checked sequences; what is equal at both ends is left out."""
     begin = 0
     for x, y in zip(a, b):
         if x != y:
@@ -67,16 +73,39 @@ def edit_distance(reference: Iterable[Hashable], hypothesis: Iterable[Hashable])
 
 def _symbols(name: str, sequence: Any) -> Sequence[Any]:
     """Return a text or a sequence, as something with a length."""
-    if isinstance(sequence, np.ndarray):
-        sequence = sequence.tolist()
     if isinstance(sequence, (str, list, tuple)):
         return sequence
+    if _check.is_array(sequence):
+        sequence = _device.host(sequence).tolist()
     try:
         return list(sequence)
     except TypeError:
         raise TypeError(
             f"{name}: expected a text or a sequence, got {type(sequence).__name__}"
         ) from None
+
+
+def _hashable(name: str, sequence: Any, mend: str = "") -> Sequence[Any]:
+    """Return a text or a sequence of symbols that can be the keys of a dict."""
+    symbols = _symbols(name, sequence)
+    try:
+        if not isinstance(symbols, str):
+            set(symbols)
+    except TypeError:
+        k = next(k for k, symbol in enumerate(symbols) if not _has_hash(symbol))
+        raise TypeError(
+            f"{name}: expected words, numbers or other symbols that can be hashed, got "
+            f"{type(symbols[k]).__name__} at position {k}{mend}"
+        ) from None
+    return symbols
+
+
+def _has_hash(symbol: Any) -> bool:
+    try:
+        hash(symbol)
+    except TypeError:
+        return False
+    return True
 
 
 def _bits(a: Sequence[Any]) -> dict[Any, int]:
@@ -144,22 +173,27 @@ def error_rate(
         )
     edits = length = 0
     for reference, hypothesis in zip(references, hypotheses):
-        symbols = _symbols("references", reference)
-        edits += edit_distance(symbols, hypothesis)
+        symbols = _hashable("references", reference)
+        edits += _edits(symbols, _hashable("hypotheses", hypothesis))
         length += len(symbols)
     return edits / length if length else (math.inf if edits else 0.0)
 
 
-def _texts(references: Any, hypotheses: Any, split: Callable[[Any], Sequence[Any]]) -> float:
-    """Return the error rate of texts, or of a pair of them."""
+def _lists(references: Any, hypotheses: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return what two lists hold, or a pair of texts as lists of one each."""
     if isinstance(references, str) != isinstance(hypotheses, str):
         raise TypeError(
             "hypotheses: expected a text beside a text, or a list beside a list, got one of each"
         )
     if isinstance(references, str):
-        references, hypotheses = [references], [hypotheses]
-    references = [split(text) for text in _symbols("references", references)]
-    return error_rate(references, [split(text) for text in _symbols("hypotheses", hypotheses)])
+        return [references], [hypotheses]
+    return _symbols("references", references), _symbols("hypotheses", hypotheses)
+
+
+def _texts(references: Any, hypotheses: Any, split: Callable[[Any], Sequence[Any]]) -> float:
+    """Return the error rate of texts, or of a pair of them."""
+    references, hypotheses = _lists(references, hypotheses)
+    return error_rate([split(text) for text in references], [split(text) for text in hypotheses])
 
 
 def cer(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> float:
@@ -232,16 +266,17 @@ def per(
 
 
 def chrf(
-    references: Sequence[str] | Sequence[Sequence[str]],
-    hypotheses: Sequence[str],
+    references: str | Sequence[str] | Sequence[Sequence[str]],
+    hypotheses: str | Sequence[str],
     *,
     word_order: int = 0,
 ) -> float:
     """Return the chrF score of translations, by sacrebleu (extra ``translation``).
 
     Args:
-        references: a text for each translation, or a list of several that are all right.
-        hypotheses: the translations.
+        references: a text for each translation, or a list of several that are all right; or one
+            text.
+        hypotheses: the translations; one text beside a text.
         word_order: how many words a sequence that is compared has at most; 0 is chrF, 2 is chrF++.
 
     Returns:
@@ -249,6 +284,7 @@ def chrf(
 
     Raises:
         ImportError: sacrebleu is not installed.
+        TypeError: a text beside a list, or what is neither.
         ValueError: another number of references than of translations, or none.
 
     Source: Popovic (2015), "chrF: character n-gram F-score for automatic MT evaluation".
@@ -257,24 +293,37 @@ def chrf(
     >>> ost.metrics.chrf(["the cat"], ["the cat"])  # doctest: +SKIP
     100.0
     """
+    word_order = _check.positive("word_order", word_order, 0)
+    references, hypotheses = _lists(references, hypotheses)
+    if len(references) != len(hypotheses) or not hypotheses:
+        raise ValueError(
+            f"references: expected one for each of the hypotheses, at least one, got "
+            f"{len(references)} beside {len(hypotheses)}"
+        )
+    for k, text in enumerate(hypotheses):
+        _check.text(f"hypotheses[{k}]", text, "a text")
+    lists = [_alternatives(f"references[{k}]", r) for k, r in enumerate(references)]
     try:
         sacrebleu: Any = importlib.import_module("sacrebleu.metrics")
     except ImportError as error:
         raise ImportError(
             "chrf: needs sacrebleu; use pip install 'ostinato[translation]'"
         ) from error
-    word_order = _check.positive("word_order", word_order, 0)
-    if len(references) != len(hypotheses) or not hypotheses:
-        raise ValueError(
-            f"references: expected one for each of the hypotheses, at least one, got "
-            f"{len(references)} beside {len(hypotheses)}"
-        )
-    lists = [[r] if isinstance(r, str) else list(r) for r in references]
     most = max(map(len, lists))
     # sacrebleu takes the first reference of all texts, then the second one, ...
     columns = [[r[k] if k < len(r) else None for r in lists] for k in range(most)]
     scorer = sacrebleu.CHRF(word_order=word_order)
     return float(scorer.corpus_score(list(hypotheses), columns).score)
+
+
+def _alternatives(name: str, reference: Any) -> list[str]:
+    """Return the texts that are right for one translation; None among them stands for none."""
+    if isinstance(reference, str):
+        return [reference]
+    texts = [text for text in _symbols(name, reference) if text is not None]
+    if not texts:
+        raise ValueError(f"{name}: expected at least one text, got none")
+    return [_check.text(f"{name}[{k}]", text, "a text") for k, text in enumerate(texts)]
 
 
 def average_precision(target: Array, score: Array) -> float:
@@ -294,15 +343,16 @@ def average_precision(target: Array, score: Array) -> float:
         score: ``[N]``, the higher the more likely 1.
 
     Returns:
-        From the share of ones (scores that know nothing) to 1.
+        Above 0 and at most 1; about the share of ones for scores that know nothing.
 
     Raises:
         TypeError: an argument that is no array of numbers.
         ValueError: other shapes, a target of other numbers or without a 1, or scores of NaN.
     """
     target, score = _check.array("target", target, 1), _check.array("score", score, 1)
-    if target.dtype.kind not in "fiub" or score.dtype.kind not in "fiub":
-        raise TypeError(f"score: expected real numbers, got dtype {score.dtype} and {target.dtype}")
+    for name, a in (("target", target), ("score", score)):
+        if a.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
     if target.shape != score.shape:
         raise ValueError(f"score: expected shape {target.shape}, that of target, got {score.shape}")
     if np.isnan(score).any():

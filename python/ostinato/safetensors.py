@@ -33,8 +33,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from . import _device
 from ._annotations import readable
-from ._check import Array, quoted
+from ._check import Array, mapping, quoted
 from ._files import atomic_write, open_regular
 
 __all__ = ["atomic_write", "load", "save"]
@@ -95,7 +96,18 @@ def _bfloat16_bits(name: str, a: Array) -> Array:
 
 def _raw(name: str, value: Any, dtype: str | None) -> tuple[str, Array]:
     """Return the format's name of a dtype, and the array as contiguous little-endian words."""
-    a = np.asarray(value)
+    if type(value) is not np.ndarray and np.ma.is_masked(value):
+        raise ValueError(
+            f"{name}: expected numbers everywhere, got a masked array; use a.filled(number)"
+        )
+    if _device.of(value) is not None:
+        raise TypeError(
+            f"{name}: expected a numpy.ndarray, got one on {_device.name_of(value)}; use a.get()"
+        )
+    try:
+        a = np.asarray(value)
+    except (TypeError, ValueError):  # lists of different lengths among them
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}") from None
     if dtype is not None and a.dtype.kind == "f":
         return "BF16", _bfloat16_bits(name, a)
     if a.dtype.name == "bfloat16":
@@ -108,7 +120,7 @@ def _raw(name: str, value: Any, dtype: str | None) -> tuple[str, Array]:
 
 def _check_text(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Return the metadata without a checksum that an earlier file had."""
-    pairs = dict(metadata or {})
+    pairs = {} if metadata is None else dict(mapping("metadata", metadata, "text for text"))
     pairs.pop(_CHECKSUM, None)
     for key, value in pairs.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -122,6 +134,12 @@ def _check_utf8(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{name}: expected text that UTF-8 can write, got {text[:80]!r}") from None
+
+
+def _require_path(path: object, kinds: tuple[type, ...]) -> None:
+    """Refuse what is no path; a number would be a file that is open already."""
+    if not isinstance(path, kinds):
+        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
 
 
 def save(
@@ -148,12 +166,17 @@ def save(
             nearest, ties to even.
 
     Raises:
-        TypeError: a dtype that the format does not know; names or metadata that are no text.
+        TypeError: a dtype that the format does not know; names or metadata that are no text;
+            tensors that are no mapping, or a path that is none.
         ValueError: a name or metadata that UTF-8 cannot write; a tensor named ``__metadata__``;
-            another ``dtype`` than these, or a number too large for bfloat16.
+            another ``dtype`` than these, a number too large for bfloat16, or arrays with masked
+            numbers.
         OSError: the file cannot be written; the error names it.
     """
+    _require_path(path, (str, os.PathLike))
     text = _check_text(metadata)
+    if not hasattr(tensors, "items"):
+        raise TypeError(f"tensors: expected names to arrays (a dict), got {type(tensors).__name__}")
     if dtype not in (None, "bfloat16"):
         raise ValueError(f"dtype: expected None or 'bfloat16', got {dtype!r}")
     arrays = {}
@@ -223,10 +246,12 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]
         The arrays by name, BF16 as float32; and the metadata, without the checksum.
 
     Raises:
+        TypeError: a path that is none.
         OSError: the file cannot be read.
         ValueError: it is not a whole safetensors file, it does not fit its checksum, or it is no
             regular file; the message says what is wrong.
     """
+    _require_path(path, (str, bytes, os.PathLike))
     with open_regular(path) as f:
         try:
             return _read(f, os.fstat(f.fileno()).st_size)

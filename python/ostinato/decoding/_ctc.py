@@ -24,7 +24,7 @@ def _sequences(y: Any, lengths: Lengths, batch_first: bool, blank: int) -> list[
     blank = _check.positive("blank", blank, 0)
     y, _ = unwrapped(y, "y")
     rows = y.rows if isinstance(y, Ragged) else _check.array("y", y, 3)
-    _check.real_dtype(rows.dtype)
+    _check.real_dtype(rows.dtype, "y")
     y = y.like(_device.host(rows)) if isinstance(y, Ragged) else _device.host(rows)
     if rows.ndim != (2 if isinstance(y, Ragged) else 3):
         raise ValueError(f"y: expected sequences of shape (n, V), got rows {rows.shape}")
@@ -114,7 +114,7 @@ def ctc_beam_search(
         weight: of the language model, at least 0.
         bonus: what each label adds to the score: against the preference of a language model for
             few labels.
-        count: how many hypotheses to return, at most.
+        count: how many hypotheses to return, at most; at most the width.
         batch_first: the layout of y.
 
     Returns:
@@ -131,6 +131,8 @@ def ctc_beam_search(
     bi-directional recurrent DNNs".
     """
     width, count = _check.positive("width", width), _check.positive("count", count)
+    if count > width:
+        raise ValueError(f"count: expected at most width = {width}, got {count}")
     weight = _check.finite("weight", weight)
     bonus = _check.finite("bonus", bonus, minimum=-np.inf)
     if language_model is not None and not isinstance(language_model, LanguageModel):
@@ -185,7 +187,14 @@ class _Search:
         classes = self.log_p.shape[-1]
         if self.model is None:
             return np.full(classes, self.bonus)
-        p = np.asarray(self.model.log_probabilities(self.states[node]), np.float64)
+        given: Any = self.model.log_probabilities(self.states[node])
+        try:
+            p = np.asarray(given, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"language_model: expected log-probabilities of V = {classes} classes as an array, "
+                f"got {_check.quoted(given)}"
+            ) from None
         if p.shape != (classes,):
             raise ValueError(
                 f"language_model: expected log-probabilities of V = {classes} classes, those of y, "

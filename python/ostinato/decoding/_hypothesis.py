@@ -46,6 +46,8 @@ def log_softmax(y: Array) -> Array:
 
 def refuse_unusable(name: str, y: Any) -> None:
     """Raise where rows of logits are no distribution: NaN, infinity, or all of them -infinity."""
+    if not np.can_cast(y.dtype, np.float64, "same_kind"):  # bfloat16 can be, and text cannot
+        raise TypeError(f"{name}: expected logits that are real numbers, got dtype {y.dtype}")
     if y.size and not np.isfinite(y.max(-1)).all():
         raise ValueError(
             f"{name}: expected numbers, of which some on the last axis are finite, got NaN, "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from .. import _check
+from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
 from ..nn import Layer
@@ -76,9 +76,28 @@ def _loaded(arrays: list[Array], n: int, classes: int) -> _Counts | None:
     return made if len(made) == len(contexts) else None  # a context twice
 
 
+def _each(sequences: Any) -> Iterator[tuple[str, Any]]:
+    """Return sequences, each with what errors call it."""
+    try:
+        every = iter(sequences)
+    except TypeError:
+        raise TypeError(
+            f"sequences: expected a list of sequences, got {type(sequences).__name__}"
+        ) from None
+    return ((f"sequences[{k}]", sequence) for k, sequence in enumerate(every))
+
+
+def _plain(value: Any) -> Array:
+    """Return an array of NumPy; of what is none, such as lists of different lengths, None in it."""
+    try:
+        return np.asarray(_device.host(_device.taken(value)))
+    except (TypeError, ValueError):
+        return np.asarray(None)
+
+
 def _checked_labels(sequence: Any, name: str, classes: int) -> Array:
     """Return labels ``[n]`` from 0 to V - 1 as int64."""
-    a = np.asarray(sequence)
+    a = _plain(sequence)
     if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
         raise TypeError(f"{name}: expected [n] whole numbers, got shape {a.shape} of {a.dtype}")
     if a.size and not (a.min() >= 0 and a.max() < classes):
@@ -198,12 +217,12 @@ class NGram(LanguageModel):
             sequences: labels ``[n]`` of each, from 0 to V - 1.
 
         Raises:
-            TypeError: labels that are no whole numbers.
+            TypeError: what is no list of sequences, or labels that are no whole numbers.
             ValueError: labels out of range.
         """
         parts = []
-        for k, sequence in enumerate(sequences):
-            labels = _checked_labels(sequence, f"sequences[{k}]", self.classes)
+        for name, sequence in _each(sequences):
+            labels = _checked_labels(sequence, name, self.classes)
             parts += [np.array([START]), labels, np.array([self.classes])]
         self._count(np.concatenate(parts) if parts else np.zeros(0, np.int64))
 
@@ -256,16 +275,19 @@ class NGram(LanguageModel):
             arrays: what `state_dict` of a model of the same classes and order gave.
 
         Raises:
+            TypeError: what is no mapping of names to arrays.
             ValueError: arrays of another model. The counts are as they were.
         """
+        _check.mapping("arrays", arrays, "names to arrays")
         wanted = {f"{n}.{name}" for n in range(self.order) for name in _Counts.names}
         if arrays and set(arrays) != wanted:
             raise ValueError(
-                f"arrays: expected those of an NGram of order {self.order}, got {sorted(arrays)}"
+                f"arrays: expected those of an NGram of order {self.order}, got "
+                f"{_check.some(list(arrays))}"
             )
         tables = []
         for n in range(self.order if arrays else 0):
-            given = [np.asarray(arrays[f"{n}.{name}"]) for name in _Counts.names]
+            given = [_plain(arrays[f"{n}.{name}"]) for name in _Counts.names]
             table = _loaded(given, n, self.classes)
             if table is None:
                 raise ValueError(
@@ -351,12 +373,12 @@ class NGram(LanguageModel):
             Bits; NaN without any sequence.
 
         Raises:
-            TypeError: labels that are no whole numbers.
+            TypeError: what is no list of sequences, or labels that are no whole numbers.
             ValueError: labels out of range.
         """
         total, count = 0.0, 0
-        for k, sequence in enumerate(sequences):
-            labels = _checked_labels(sequence, f"sequences[{k}]", self.classes)
+        for name, sequence in _each(sequences):
+            labels = _checked_labels(sequence, name, self.classes)
             state = self.start()
             for label in labels.tolist():
                 total -= math.log2(self._distribution(state)[label])
@@ -384,13 +406,20 @@ class StreamModel(LanguageModel):
         finish: the label that stands behind the last one; None: ends add nothing to a score.
 
     Raises:
-        TypeError: a model that is no layer.
+        TypeError: a model that is no layer, or one that needs more than one step at a time.
+        ValueError: a model of another direction, or a label below 0.
     """
 
     def __init__(self, model: Layer, begin: int, finish: int | None = None) -> None:
         if not isinstance(model, Layer):
             raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
-        self._stream = model.stream(batch=1)  # type: ignore[attr-defined]  # told by its error
+        stream: Any = getattr(model, "stream", None)
+        if stream is None:
+            raise TypeError(
+                "model: expected a Layer with a stream, such as nn.Sequential, got "
+                f"{type(model).__name__}; use nn.Sequential(model)"
+            )
+        self._stream = stream(batch=1)
         self._initial = self._stream.state
         self.begin = _check.positive("begin", begin, 0)
         self.finish = None if finish is None else _check.positive("finish", finish, 0)

@@ -62,7 +62,7 @@ def probabilities(
     """
     temperature, top_k, top_p = check_options(temperature, top_k, top_p)
     y = _device.host(_check.array("logits", logits))
-    _check.real_dtype(y.dtype)
+    _check.real_dtype(y.dtype, "logits")
     if y.ndim == 0 or y.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with V of at least 1, got {y.shape}")
     refuse_unusable("logits", y)

@@ -38,12 +38,20 @@ def select_rows(state: Any, rows: Array) -> Any:
     return state[:, rows]
 
 
+def _pair(given: Any) -> tuple[Any, Any]:
+    """Return what a step gave: logits and a state."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        several = f" of {len(given)}" if isinstance(given, (tuple, list)) else ""
+        raise TypeError(f"step: expected (logits, state), got {type(given).__name__}{several}")
+    return given[0], given[1]
+
+
 def _step_of_model(model: Layer) -> Step:
     batch_first = any(getattr(layer, "batch_first", False) for layer in layers_of(model))
 
     def step(labels: Array, state: Any) -> tuple[Array, Any]:
         x = labels[:, None] if batch_first else labels[None]
-        y, state = model(x, state)
+        y, state = _pair(model(x, state))
         return y[:, 0] if batch_first else y[0], state
 
     if not model.stateful:
@@ -87,6 +95,10 @@ class _Steps:
             raise TypeError(
                 f"step: expected a model, a stream or a function, got {type(step).__name__}"
             )
+        if select is not None and not callable(select):
+            raise TypeError(
+                f"select: expected a function of (state, rows), got {type(select).__name__}"
+            )
         own = getattr(step, "select", None)  # that of a Decoder's steps
         self.step: Step = step
         self.select: Select = (own or select_rows) if select is None else select
@@ -94,7 +106,7 @@ class _Steps:
 
     def __call__(self, labels: Array, state: Any) -> tuple[Array, Any]:
         """Return float64 logits ``[N,V]`` on the host, and the states."""
-        y, state = self.step(labels, state)
+        y, state = _pair(self.step(labels, state))
         y = _device.host(_check.array("step", y, 2))
         if len(y) != len(labels) or y.shape[1] == 0:
             raise ValueError(
@@ -110,7 +122,10 @@ class _Steps:
 
 
 def _starts(start: Any) -> Array:
-    a = np.asarray(start)
+    try:
+        a = np.asarray(_device.host(_device.taken(start)))
+    except (TypeError, ValueError):  # lists of different lengths among them
+        raise TypeError(f"start: expected [B] whole numbers, got {_check.quoted(start)}") from None
     if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
         raise TypeError(
             f"start: expected [B] whole numbers, got shape {a.shape} of {a.dtype}; use [start] "

@@ -158,14 +158,16 @@ class Pullback:
             )
         shapes = [None if w is None else w.shape for w in packed.weights]
         grads, options["overwrite"] = new_gradients(shapes, packed.weights[0])
-        dh, dc = row("dh_n", dh_n, 2), row("dc_n", dc_n, 2)
+        batch = call.sizes[1]
+        dh = state_row(packed, "dh_n", dh_n, batch)
+        dc = state_row(packed, "dc_n", dc_n, batch, cells=True)
         if self._chain is None:
             if callable(dy):
                 raise TypeError("dy: expected an array; a function is taken with segments")
             dy = None if dy is None else _check.array("dy", dy)
             dx, dh0, dc0, *dreset, _ = self._tape.backward(dy, dh, dc, [grads], True, **options)
         else:
-            dy = self._checked(dy, dh, dc, options["dcells"])
+            dy = self._checked(dy, options["dcells"])
             dx, dh0, dc0, dreset = self._through_segments(self._chain, dy, dh, dc, grads, options)
         return _gradients(packed, grads, call.shaped(dx), (dh0, dc0, *dreset))
 
@@ -179,7 +181,7 @@ class Pullback:
             dy = rows_like("dy", dy, call.ragged, call.packed.native.output_size)
         return dy, flags
 
-    def _checked(self, dy: Any, dh: Array | None, dc: Array | None, dcells: Array | None) -> Any:
+    def _checked(self, dy: Any, dcells: Array | None) -> Any:
         """Return dy; raise for what no segment that runs would refuse before others have run."""
         call, packed = self._call, self._call.packed
         size, hidden = packed.native.output_size, packed.native.hidden_size
@@ -187,16 +189,8 @@ class Pullback:
             raise TypeError(
                 f"dcells: expected None for the cell {packed.cell}, got {type(dcells).__name__}"
             )
-        for name, a, shape in (
-            ("dh_n", dh, (*call.sizes[1:], size)),
-            ("dc_n", dc, (*call.sizes[1:], hidden)),
-            ("dcells", dcells, (*call.sizes, hidden)),
-        ):
-            if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
-                raise ValueError(
-                    f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of "
-                    f"{a.dtype}"
-                )
+        if dcells is not None:
+            _check.state("dcells", dcells[0], (*call.sizes, hidden), packed.dtype, "(T, B, H)")
         own = (*call.x.shape[:-1], size)
         dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
         if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
@@ -236,8 +230,20 @@ class Pullback:
 
 
 def row(name: str, state: object, ndim: int) -> Array | None:
-    """Return a state, or its gradient, with the axis of layers that the kernels want."""
+    """Return what is of one layer with the axis of layers that the kernels want."""
     return None if state is None else _check.array(name, state, ndim)[None]
+
+
+def state_row(
+    packed: Packed, name: str, state: object, batch: int, cells: bool = False
+) -> Array | None:
+    """Return a state ``[B,H]``, or its gradient, with the axis of layers that the kernels want."""
+    if state is None:
+        return None
+    size = packed.native.hidden_size if cells else packed.native.output_size
+    axes = "(B, P)" if size != packed.native.hidden_size else "(B, H)"
+    a = _check.array(name, state, 2)
+    return _check.state(name, a, (batch, size), packed.dtype, axes)[None]
 
 
 def _gradients(

@@ -12,7 +12,7 @@ from .._cells import facts_of
 from .._check import Array
 from .._ragged import Ragged, unwrapped
 from .._segments import Chain, parse, plan_of
-from ._pullback import Pullback, row
+from ._pullback import Pullback, state_row
 from ._weights import Packed
 
 Sequences = Any  # an array, a Ragged, or a list of arrays
@@ -34,7 +34,9 @@ def arguments(
     else:
         x = _check.array("x", x, 3)
         options = _check.times(x, *times)
-    h, c = (row(n, s, 2) for n, s in (("h0", h0), ("c0", c0)))
+    batch = x.shape[1] if ragged is None else len(ragged)
+    h = state_row(packed, "h0", h0, batch)
+    c = state_row(packed, "c0", c0, batch, cells=True)
     pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
     if reset_state is not None and pair != (facts_of(packed.cell)["states"] == 2):
         raise TypeError(
@@ -106,16 +108,10 @@ def train(
 def _segments(call: Call, memory_limit: str | int, outputs: str) -> Chain:
     """Return the segments of a call; where there is no step, nobody else checks its arrays."""
     packed, native, (steps, batch) = call.packed, call.packed.native, call.sizes
-    for name, a, shape in (
-        ("x", call.x, (*call.x.shape[:-1], native.input_size)),
-        ("h0", call.h, (1, batch, native.output_size)),
-        ("c0", call.c, (1, batch, native.hidden_size)),
-    ):
-        if a is not None and (a.shape != shape or a.dtype != packed.dtype):
-            skip = 0 if name == "x" else 1
-            raise ValueError(
-                f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got "
-                f"{a.shape[skip:]} of {a.dtype}"
-            )
+    shape = (*call.x.shape[:-1], native.input_size)
+    if call.x.shape != shape or call.x.dtype != packed.dtype:
+        raise ValueError(
+            f"x: expected shape {shape} of {packed.dtype}, got {call.x.shape} of {call.x.dtype}"
+        )
     plan = plan_of(native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize)
     return Chain(native, call.x, call.options, plan, dropout=0.0, key=0)

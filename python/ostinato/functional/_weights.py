@@ -68,6 +68,10 @@ class Packed:
         precision: what the products multiply; None: the dtype of the weights.
         scalars: the numbers of functions, clip and coupled gates, which `pack` knows; () of a cell
             with its usual functions.
+
+    Raises:
+        TypeError: a weight of the wrong type or dtype.
+        ValueError: an unknown cell or precision, or a weight of the wrong shape.
     """
 
     def __init__(
@@ -78,11 +82,17 @@ class Packed:
         precision: str | None = None,
         scalars: tuple[float, ...] = (),
     ) -> None:
+        if not isinstance(weights, (list, tuple)) or len(weights) < 2:
+            raise TypeError(
+                "weights: expected a list of weight_ih, weight_hh and those that the cell has "
+                f"beside them, got {type(weights).__name__}"
+                + (f" of {len(weights)}" if isinstance(weights, (list, tuple)) else "")
+            )
         weights = [_device.taken(w) for w in weights]
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
         self.cell, self.dtype, self.weights, self.reverse = (
             cell,
-            _check.real_dtype(w_ih.dtype),
+            _check.real_dtype(w_ih.dtype, "weight_ih"),
             weights,
             _check.flag("reverse", reverse),
         )
@@ -136,7 +146,7 @@ def cell_of(family: str, *, nonlinearity: Any = "tanh", clip: Any = None, **opti
         return rnn_cell(function("nonlinearity", nonlinearity), bound(clip))
     if family == "gru":
         return gru_cell(
-            options.get("reset_after", True),
+            _check.flag("reset_after", options.get("reset_after", True)),
             function("activation", options.get("activation", "tanh")),
             function("recurrent_activation", options.get("recurrent_activation", "sigmoid")),
             bound(clip),

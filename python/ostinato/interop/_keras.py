@@ -461,6 +461,7 @@ def from_keras(
     Raises:
         ImportError: h5py, or Keras for ``verify``, is not installed.
         OSError: the file cannot be read.
+        TypeError: an argument of another type.
         ValueError: a damaged file, or a layer that there is none of here; the message names it.
     """
     if recurrent_activation not in (None, "sigmoid", "hard_sigmoid"):
@@ -468,10 +469,13 @@ def from_keras(
             "recurrent_activation: expected 'sigmoid', 'hard_sigmoid' or None, got "
             f"{recurrent_activation!r}"
         )
+    patterns = _check.patterns("skip", skip)
+    if reset_after is not None:
+        reset_after = _check.flag("reset_after", reset_after)
     content = read_keras(path, config)
     maker = _Maker(content, recurrent_activation, reset_after)
     for k, part in enumerate(content.parts):
-        if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in skip):
+        if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in patterns):
             maker.skip(part)
         else:
             maker.add(part)

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
+from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
+from .._ragged import Ragged, as_given, refuse_nested, unwrapped
+from .._recording import value_of
 from ..nn import Model, Recurrent
 
 
@@ -20,7 +22,7 @@ class _Around(Model):
 
     def __init__(self, layer: Recurrent) -> None:
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer: expected an RNN, LSTM or GRU, got a {type(layer).__name__}")
+            raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
         self.layer = layer
 
     @property
@@ -44,6 +46,10 @@ class LastState(_Around):
 
     Args:
         layer: an RNN, LSTM or GRU.
+
+    Raises:
+        TypeError: another layer.
+        ValueError: a layer that has an owner.
     """
 
     reduces_time = True
@@ -81,15 +87,19 @@ class Reversed(_Around):
 
     Args:
         layer: an RNN, LSTM or GRU.
+
+    Raises:
+        TypeError: another layer.
+        ValueError: a layer that has an owner.
     """
 
     def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> Any:
         """Return the outputs of all steps, in the order of x, and the state.
 
         Args:
-            x: an array, the inputs of the layer.
+            x: the inputs of the layer: an array of 3 axes, a `Ragged` or a list of ``[n,I]``.
             state: of the layer; None: its initial state.
-            lengths: ``[B]`` whole numbers of steps; None: all.
+            lengths: of an array, ``[B]`` whole numbers of steps; None: all.
 
         Returns:
             ``y, state``.
@@ -98,14 +108,24 @@ class Reversed(_Around):
             TypeError: an argument of the wrong type.
             ValueError: an argument of the wrong shape or value.
         """
+        x, listed = unwrapped(x)
+        if isinstance(x, Ragged):
+            return self._of_sequences(x, state, lengths, listed)
         index = self._index(x, lengths)
         y, state = self.layer(x[index], state, lengths=lengths)
         return y[index], state
 
+    def _of_sequences(self, x: Ragged, state: Any, lengths: Any, listed: bool) -> Any:
+        """Return the outputs of sequences without padding, and the state."""
+        refuse_nested(x)
+        last = np.repeat(x.offsets[1:] - 1 + x.offsets[:-1], x.lengths)
+        index = _device.like(last - np.arange(len(last)), value_of(x.rows))
+        y, state = self.layer(x.like(x.rows[index]), state, lengths=lengths)
+        return as_given(y.rows[index], x, listed), state
+
     def _index(self, x: Any, lengths: Any) -> Any:
         """Return an index that reverses the real steps of every row."""
-        if len(x.shape) != 3:
-            raise ValueError(f"x: expected 3 axes, got shape {x.shape}")
+        _check.array("x", value_of(x), 3)
         first = self.batch_first
         batch, steps = x.shape[:2] if first else x.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)

@@ -259,7 +259,7 @@ def _of_module(
     module: Any, skip: Callable[[str], bool], options: Options
 ) -> tuple[list[_Found], list[Entry]]:
     """Return the layers of a module, and the parts that have no layer here."""
-    torch = require("torch", "bench", "from_torch of a module")
+    torch = require("torch", "torch", "from_torch of a module")
     found: list[_Found] = []
     others: list[Entry] = []
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -339,14 +339,15 @@ def from_torch(
     Raises:
         ImportError: a module, or ``verify``, without PyTorch.
         KeyError: parameters that a layer lacks.
-        TypeError: a source of another kind, or a tensor that holds no real numbers.
+        TypeError: a source or an argument of another kind, or a tensor that holds no real numbers.
         ValueError: parameters or modules that no layer here has, by name; a rule that matches
             nothing; or sides that differ.
     """
     rules, options, kinds = dict(rename or {}), dict(options or {}), dict(kinds or {})
+    patterns, batch_first = _check.patterns("skip", skip), _check.flag("batch_first", batch_first)
 
     def skipped(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, p) for p in skip)
+        return any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
     others: list[Entry] = []
     module = source if hasattr(source, "named_modules") else None
@@ -360,7 +361,7 @@ def from_torch(
                 raise TypeError(f"source: expected names that are text, got {n!r}")
         names = _renamed([n for n in source if not skipped(n)], rules)
         arrays = {new: real(old, source[old]) for old, new in names.items()}
-        found = _of_state_dict(arrays, kinds, options, bool(batch_first))
+        found = _of_state_dict(arrays, kinds, options, batch_first)
     else:
         raise TypeError(f"source: expected a state dict or a module, got a {type(source).__name__}")
     _refuse_unused(found, options, kinds)
@@ -393,7 +394,7 @@ def _assembly(module: Any, layers: Mapping[str, nn.Layer]) -> Callable[[], nn.La
 
 def _verify(f: _Found, kind: str, arrays: Mapping[str, Array], layer: nn.Layer) -> None:
     """Run a random input through both sides of a layer."""
-    torch = require("torch", "bench", "verify=True")
+    torch = require("torch", "torch", "verify=True")
     module = f.module
     if module is None:
         module = _torch_module(torch, layer, kind)
@@ -547,7 +548,7 @@ def to_torch(layer: nn.Layer) -> Any:
     """
     if not isinstance(layer, nn.Layer):
         raise TypeError(f"layer: expected a layer, got a {type(layer).__name__}")
-    torch = require("torch", "bench", "to_torch")
+    torch = require("torch", "torch", "to_torch")
     if not isinstance(layer, nn.Sequential):
         return _filled(torch, layer)
     children = {n: to_torch(m) for n, m in layer._children().items()}

@@ -29,6 +29,9 @@ class Loss:
             ``[T,B,...]``. None is False for a call by hand; in a Trainer it is the layout of the
             model.
 
+    Raises:
+        TypeError: batch_first is no bool.
+
     Attributes:
         takes_sequences: whether the target is one of whole sequences, ``[B,...]``, and not of
             steps; a Trainer then gives it as it is, and weights ``[B]``.
@@ -127,7 +130,7 @@ record_loss(Loss)
 
 def _floats(name: str, y: object) -> Array:
     a = _check.array(name, y)
-    _check.real_dtype(a.dtype)
+    _check.real_dtype(a.dtype, name)
     return a
 
 

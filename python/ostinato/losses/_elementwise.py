@@ -54,7 +54,10 @@ class _Elementwise(Loss):
             ValueError: an argument of the wrong shape or value.
         """
         y = _floats("y", y)
-        target = _device.like(_check.array("target", target), y)
+        target = _check.array("target", target)
+        if target.dtype.kind not in "fiub":
+            raise TypeError(f"target: expected real numbers, got dtype {target.dtype}")
+        target = _device.like(target, y)
         _device.same("target", target, y, "y")
         target = self._matched(y, target)
         if target.shape != y.shape:
@@ -263,6 +266,7 @@ class BinaryCrossEntropy(_Elementwise):
         return target
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
+        _refuse_outside(target)
         e = np.exp(-np.abs(y))
         p = np.where(y >= 0, 1 / (1 + e), e / (1 + e))
         if self.positive_weight is None:
@@ -309,6 +313,7 @@ class BinaryFocal(_Elementwise):
                 raise ValueError(f"alpha: expected a number between 0 and 1, got {alpha!r}")
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
+        _refuse_outside(target)
         log_1_e = np.log1p(np.exp(-np.abs(y)))
         log_p, log_q = np.minimum(y, 0) - log_1_e, np.minimum(-y, 0) - log_1_e
         ones, zeros = target, 1 - target
@@ -321,6 +326,16 @@ class BinaryFocal(_Elementwise):
             ones * value_p + zeros * value_q,
             ones * slope_p * np.exp(log_q) - zeros * slope_q * np.exp(log_p),
         )
+
+
+def _refuse_outside(target: Array) -> None:
+    """Raise for a target that is no probability; NaN is an answer, on which the Trainer stops.
+
+    One on a device is not read, since that would wait for it.
+    """
+    if isinstance(target, np.ndarray) and ((outside := target < 0).any() or (target > 1).any()):
+        got = target[outside if outside.any() else target > 1][0]
+        raise ValueError(f"target: expected values in [0, 1], got {got:g}")
 
 
 readable(globals())

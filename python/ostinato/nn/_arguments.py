@@ -37,14 +37,13 @@ def arguments(layer: Recurrent, x: Any, state: State, times: Times) -> Call:
     h, c = layer._split_state("state", state)
     lengths, resets, mask, masked = times
     if single:
-        h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
         given: Any = lengths  # of any kind: `times` checks it
         if given is not None and np.size(given) == 1:
             one = given if _check.is_array(given) else np.asarray(given)
             lengths = one.reshape(1)
         resets, mask = (with_batch(layer, n, a, 1) for n, a in (("resets", resets), ("mask", mask)))
     options = _check.times(x, lengths, resets, mask, masked, layer.batch_first)
-    h, c, learned = _start(layer, h, c, options, x.shape[0 if layer.batch_first else 1])
+    h, c, learned = _start(layer, h, c, options, x.shape[0 if layer.batch_first else 1], single)
     return Call(x, h, c, options, single, learned, table=table)
 
 
@@ -71,16 +70,14 @@ def _ragged_arguments(
 
 
 def _start(
-    layer: Recurrent, h: Array | None, c: Array | None, options: Options, batch: int
+    layer: Recurrent, h: Any, c: Any, options: Options, batch: int, single: bool = False
 ) -> tuple[Array | None, Array | None, bool]:
     """Return the states to start from; put those of a restart into the options.
 
     Where none are given they are the layer's own.
     """
-    if h is not None:
-        h = layer._contiguous_state(_check.array("state", h, 3), batch)
-    if c is not None:
-        c = layer._contiguous_state(_check.array("state", c, 3), batch, cells=True)
+    h = layer._checked_state("state", h, batch, single=single)
+    c = layer._checked_state("state", c, batch, cells=True, single=single)
     own: list[Array | None] = [None, None]
     if layer.learned_state:
         initial = layer._initial(layer.parameters())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Lengths, Seed
-from .._ragged import Ragged, unwrapped
+from .._ragged import Ragged, refuse_nested, unwrapped
 from .._recording import value_of
 from ._combine import padded_of, real_steps, without_padding
 from ._functions import softmax
@@ -70,7 +70,8 @@ class Attention(Model):
         rng: seed or generator of the initial values.
 
     Raises:
-        ValueError: an unknown kind, or sizes that it does not have or lacks.
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown kind, or sizes that it does not have or lacks, or that are below 1.
     """
 
     takes_lengths = True
@@ -103,6 +104,8 @@ class Attention(Model):
             return
         if kind == "general" and hidden_size is not None:
             raise ValueError(f"hidden_size: expected None for {kind!r}, got {hidden_size!r}")
+        if query_size is None:
+            raise ValueError(f"query_size: expected a number for {kind!r}, got None")
         q = _check.positive("query_size", query_size)
         k = q if key_size is None else _check.positive("key_size", key_size)
         g = _check.generator(rng)
@@ -120,15 +123,22 @@ class Attention(Model):
         """The dtype of inputs and outputs: float32 or float64."""
         return self._kind_of_numbers
 
-    def _rows(self, name: str, x: Any, *, one: bool = False) -> Any:
-        """Return an array as ``[B,T,D]``; with ``one``, that of one step ``[B,D]`` as well."""
-        v = value_of(x)
-        _check.array(name, v, (2, 3) if one else 3)
+    def _check_rows(
+        self, name: str, x: Any, ranks: int | tuple[int, ...], layer: Any = None
+    ) -> None:
+        """Raise unless it is an array of such ranks, which a layer can read if there is one."""
+        v = _check.array(name, value_of(x), ranks)
         if v.dtype != self._kind_of_numbers:
             raise TypeError(
                 f"{name}: expected dtype {self._kind_of_numbers}, got {v.dtype}; use "
                 f"{name}.astype(np.{self._kind_of_numbers})"
             )
+        size = getattr(layer, "in_features", None)
+        if size is not None and v.shape[-1] != size:
+            raise ValueError(f"{name}: expected a last axis of {size}, got {v.shape[-1]}")
+
+    def _rows(self, x: Any) -> Any:
+        """Return an array as ``[B,T,D]``, also that of one step ``[B,D]``."""
         if x.ndim == 2:
             return x[:, None]
         return x if self.batch_first else np.swapaxes(x, 0, 1)
@@ -152,18 +162,27 @@ class Attention(Model):
             TypeError: an argument of the wrong type or dtype.
             ValueError: an argument of the wrong shape or value.
         """
+        return self._memory("keys", keys, values, lengths, mask)
+
+    def _memory(self, name: str, keys: Any, values: Any, lengths: Any, mask: Any) -> Memory:
+        """Return what `memory` does; errors call the keys by a name, which may be the query's."""
+        self._check_rows(name, keys, 3, getattr(self, "key", None))
+        if values is not None:
+            self._check_rows("values", values, 3)
+            shapes = [a.shape[:2] if self.batch_first else a.shape[1::-1] for a in (keys, values)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"values: expected {shapes[0]} as the keys, got {shapes[1]}")
         flags = value_of(mask)
         whole = None
         if flags is not None and getattr(flags, "ndim", 0) == 3:
             if flags.dtype != np.bool_:
-                raise TypeError(f"mask: expected dtype bool, got {flags.dtype}")
+                raise TypeError(
+                    f"mask: expected dtype bool, got {flags.dtype}; use mask.astype(bool)"
+                )
             whole, flags = _device.like(flags, value_of(keys)), None
         on = real_steps(keys, lengths, flags, self.batch_first)
-        cleaned = without_padding(keys, on)
-        given = cleaned if values is None else without_padding(values, on)
-        k, v = self._rows("keys", cleaned), self._rows("values", given)
-        if k.shape[:2] != v.shape[:2]:
-            raise ValueError(f"values: expected {k.shape[:2]} as the keys, got {v.shape[:2]}")
+        k = self._rows(without_padding(keys, on))
+        v = k if values is None else self._rows(without_padding(values, on))
         if on is not None:
             on = (on if self.batch_first else np.swapaxes(on, 0, 1))[:, None]
         if whole is not None:
@@ -187,7 +206,7 @@ class Attention(Model):
         """Return the weights of the values for each query.
 
         Args:
-            query: as in a call.
+            query: an array ``[T,B,Q]`` (``[B,T,Q]`` if batch_first), or ``[B,Q]`` for one step.
             keys: as in a call.
             lengths: as in a call.
             mask: as in a call.
@@ -209,15 +228,15 @@ class Attention(Model):
                     raise ValueError(f"{name}: expected None beside a memory, which has it")
             memory = keys
         else:
-            memory = self.memory(
-                query if keys is None else keys, values, lengths=lengths, mask=mask
-            )
+            name, read = ("query", query) if keys is None else ("keys", keys)
+            memory = self._memory(name, read, values, lengths, mask)
+        self._check_rows("query", query, (2, 3), getattr(self, "query", None))
         own = query
         if keys is None and memory.on is not None:  # padding of x may hold anything
             flags = value_of(mask)
             flags = None if getattr(flags, "ndim", 0) == 3 else flags
             own = without_padding(query, real_steps(query, lengths, flags, self.batch_first))
-        q = self._rows("query", own, one=True)
+        q = self._rows(own)
         if q.shape[0] != memory.keys.shape[0]:
             raise ValueError(
                 f"query: expected a batch of {memory.keys.shape[0]} as the keys, got {q.shape[0]}"
@@ -264,7 +283,7 @@ class Attention(Model):
 
         Args:
             query: ``[T,B,Q]`` (``[B,T,Q]`` if batch_first), or ``[B,Q]`` for one step; a `Ragged`
-                or a list of ``[n,Q]`` for self-attention.
+                or a list of ``[n,Q]`` for self-attention, beside which there is nothing else.
             keys: ``[S,B,K]`` (``[B,S,K]`` if batch_first), or what `memory` made of them; None: the
                 query.
             values: ``[S,B,V]`` (``[B,S,V]`` if batch_first); None: the keys.
@@ -279,20 +298,25 @@ class Attention(Model):
             TypeError: an argument of the wrong type or dtype.
             ValueError: an argument of the wrong shape or value.
         """
-        x, listed = unwrapped(query)
+        x, listed = unwrapped(query, "query")
         if isinstance(x, Ragged):
-            return self._of_sequences(x, listed, keys, lengths, mask)
+            return self._of_sequences(x, listed, keys, values, lengths, mask)
         q, memory = self._read(query, keys, values, lengths, mask)
         y = np.matmul(self._weights(q, memory), memory.values)
         if query.ndim == 2:
             return y[:, 0]
         return y if self.batch_first else np.swapaxes(y, 0, 1)
 
-    def _of_sequences(self, x: Ragged, listed: bool, keys: Any, lengths: Any, mask: Any) -> Any:
+    def _of_sequences(self, x: Ragged, listed: bool, *others: Any) -> Any:
         """Return self-attention of sequences without padding."""
-        for name, given in (("keys", keys), ("lengths", lengths), ("mask", mask)):
+        for name, given in zip(("keys", "values", "lengths", "mask"), others):
             if given is not None:
-                raise ValueError(f"{name}: expected None with ragged sequences, got one")
+                raise ValueError(
+                    f"{name}: expected None with ragged sequences, got {type(given).__name__}"
+                )
+        refuse_nested(x, "query")
+        if x.rows.ndim != 2:
+            raise ValueError(f"query: expected rows of shape (N, Q), got {x.rows.shape}")
         padded = padded_of(x)
         padded = np.swapaxes(padded, 0, 1) if self.batch_first else padded
         y = self(padded, lengths=x.lengths)

@@ -52,7 +52,8 @@ class Chain:
         self._open().add_embedding(weight)
 
     def add_map(self, name: str, width: int) -> None:
-        """Add a function of every element that the native code has."""
+        """Add a function of every element that the native code has; -1: of any width."""
+        self._require_width(None if width < 0 else width)
         self._open().add_map(name, width)
 
     def add_step(self, step: Step, width: int | None, out: int | None = None) -> None:
@@ -63,12 +64,7 @@ class Chain:
             width: I; None: that of what comes before.
             out: O; None: I.
         """
-        known = self.y.shape[1] if self._parts else width
-        if known is None:
-            raise TypeError(
-                "stream: expected a layer first that knows the length of its inputs, such as a "
-                "Linear, got one that takes any"
-            )
+        known = self._require_width(width)
         if width is not None and width != known:
             raise ValueError(f"stream: expected inputs of {width}, got {known} of the layer before")
         if not self._parts:
@@ -76,6 +72,16 @@ class Chain:
         self._y = np.zeros((self._batch, out or known), self._dtype)
         self._native = None
         self._parts.append(step)
+
+    def _require_width(self, width: int | None) -> int:
+        """Return the length of the inputs of the next layer, or its own where it is the first."""
+        known = self.y.shape[1] if self._parts else width
+        if known is None:
+            raise TypeError(
+                "stream: expected a layer first that knows the length of its inputs, such as a "
+                "Linear, got one that takes any"
+            )
+        return known
 
     @property
     def batch(self) -> int:

@@ -9,10 +9,10 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
-from .._ragged import Ragged, as_given, refuse_nested, unwrapped
+from .._ragged import Ragged, as_given, refuse_nested, rows_of, unwrapped
 from .._recording import value_of
 from ._layer import Layer, acts_on_rows, layers_of
-from ._model import Model
+from ._model import Model, takes
 
 
 def layout_of(layer: Layer) -> bool | None:
@@ -77,6 +77,12 @@ def _refuse_state(kind: str, state: Any) -> None:
         raise TypeError(f"state: expected None, since no layer of {kind} has a state, got one")
 
 
+def _short(layer: Layer) -> str:
+    """Return what errors call a layer: its class alone where a repr has several lines."""
+    text = repr(layer)
+    return text if len(text) <= _check.LONGEST and "\n" not in text else type(layer).__name__
+
+
 class _Wrapper(Model):
     """A model of other layers, which has a state if one of them has."""
 
@@ -91,7 +97,7 @@ class _Wrapper(Model):
 
     def _cleaned(self, x: Any, times: dict[str, Any]) -> Any:
         """Return x with zeros in steps that do not count."""
-        if isinstance(x, Ragged) or self._layout is None or np.ndim(value_of(x)) < 3:
+        if isinstance(x, Ragged) or self._layout is None or getattr(x, "ndim", 0) < 3:
             return x
         lengths, mask = times.get("lengths"), times.get("mask")
         return without_padding(x, real_steps(x, lengths, mask, self._layout))
@@ -137,6 +143,8 @@ class Residual(_Wrapper):
             ValueError: outputs of another shape than the inputs.
         """
         x, listed = unwrapped(x)
+        if type(x) is not np.ndarray and not isinstance(x, Ragged):
+            _check.array("x", value_of(x))
         x = self._cleaned(x, times)
         if self.layer.stateful:
             y, state = self.layer(x, state, **times)
@@ -146,9 +154,10 @@ class Residual(_Wrapper):
             y = x.like(self.layer(x.rows)) if by_rows else self.layer(x, **times)
         own = x if isinstance(x, Ragged) else None
         a, b = (v.rows if isinstance(v, Ragged) else v for v in (x, y))
-        if a.shape != b.shape:
+        got = getattr(b, "shape", type(b).__name__)
+        if a.shape != got:
             raise ValueError(
-                f"layer: expected outputs of the shape of the inputs {a.shape}, got {b.shape}"
+                f"layer: expected outputs of the shape of the inputs {a.shape}, got {got}"
             )
         y = as_given(a + b, own, listed)
         return (y, state) if self.stateful else y
@@ -213,17 +222,18 @@ class Concat(_Wrapper):
 
         Raises:
             TypeError: a state where no layer has one, or an argument of the wrong type.
-            ValueError: outputs that cannot be joined.
+            ValueError: an argument of the wrong shape or value, or outputs that cannot be joined.
         """
         x, listed = unwrapped(x)
         x = self._cleaned(x, times)
         if not self.stateful:
             _refuse_state("Concat", state)
         states = (None,) * len(self.layers) if state is None else state
-        if len(states) != len(self.layers):
+        listed_states = isinstance(states, (tuple, list))
+        if not listed_states or len(states) != len(self.layers):
             raise TypeError(
                 f"state: expected a tuple of {len(self.layers)}, one entry a layer, got "
-                f"{len(states)}"
+                f"{len(states) if listed_states else type(states).__name__}"
             )
         ys, new = [], []
         for layer, s in zip(self.layers, states):
@@ -234,12 +244,35 @@ class Concat(_Wrapper):
                 y = layer(x.rows)
             else:
                 y = layer(x, **own)
-            ys.append(y.rows if isinstance(y, Ragged) else y)
+            ys.append(y)
             new.append(s)
-        joined = np.concatenate(ys, axis=-1)
-        sequences = x if isinstance(x, Ragged) and not self.reduces_time else None
-        y = as_given(joined, sequences, listed)
+        y = self._together(ys, x, listed)
         return (y, tuple(new)) if self.stateful else y
+
+    def _together(self, ys: list[Any], x: Any, listed: bool) -> Any:
+        """Return the outputs of all layers joined, in the form that x came in."""
+        rows = [y.rows if isinstance(y, Ragged) else y for y in ys]
+        cuts = [y for y in ys if isinstance(y, Ragged)]
+        own = None
+        if isinstance(x, Ragged) and not self.reduces_time:
+            own = x  # its form, which may be that of trees
+            if not all(np.array_equal(y.offsets, x.offsets) for y in cuts):
+                own = cuts[0]  # such as those of convolutions with a stride
+                alike = all(np.array_equal(y.offsets, own.offsets) for y in cuts)
+                if not alike or len(cuts) < len(ys):
+                    raise ValueError(self._apart(rows))
+        try:
+            joined = np.concatenate(rows, axis=-1)
+        except ValueError:
+            raise ValueError(self._apart(rows)) from None
+        return as_given(joined, own, listed)
+
+    def _apart(self, rows: list[Any]) -> str:
+        """Return the message for outputs that cannot be joined."""
+        shapes = [f"{np.shape(value_of(a))} of {_short(one)}" for a, one in zip(rows, self.layers)]
+        return (
+            f"layers: expected outputs that differ in the last axis alone, got {', '.join(shapes)}"
+        )
 
     def _join_stream(self, native: Any) -> Any:
         branches = [native.branch() for _ in self.layers]
@@ -307,33 +340,74 @@ class TimeDistributed(Model):
         """Return the outputs of every step.
 
         Args:
-            x: ``[T,B,...]`` or ``[B,T,...]``, or a `Ragged` of steps.
+            x: ``[T,B,...]`` or ``[B,T,...]``, or sequences of steps as a `Ragged` or a list of
+                ``[n,...]``.
             lengths: taken and not needed: every step is by itself.
             mask: taken and not needed.
             inner_lengths: whole numbers ``[T,B]``, laid out as x: the lengths of the sequences that
-                the steps are. None: all of them are whole.
+                the steps are, for a layer that takes lengths. Of sequences of steps they are
+                ``[N]``, or a `Ragged` or a list cut as x. None: all of them are whole.
 
         Returns:
             The outputs, laid out as x.
 
         Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: an argument of the wrong shape.
+            TypeError: an argument of the wrong type, or inner_lengths for a layer that takes no
+                lengths.
+            ValueError: an argument of the wrong shape or value, or a layer that does not give an
+                output for every step.
         """
+        x, listed = unwrapped(x)
         sequences = x if isinstance(x, Ragged) else None
-        a = x.rows if isinstance(x, Ragged) else x
-        lead = a.shape[: 1 if sequences is not None else 2]
+        if sequences is not None:
+            refuse_nested(sequences)
+        a = x if sequences is None else sequences.rows
+        shape = _check.array("x", value_of(a)).shape
+        lead = shape[: 1 if sequences is not None else 2]
+        if sequences is None and len(shape) < 2:
+            raise ValueError(f"x: expected shape (T, B, ...) or (B, T, ...), got {shape}")
         count = int(np.prod(lead, dtype=np.int64))
         options: dict[str, Any] = {}
         if inner_lengths is not None:
-            inner = np.asarray(inner_lengths)
-            if inner.shape != lead:
-                raise ValueError(f"inner_lengths: expected shape {lead}, got {inner.shape}")
-            options["lengths"] = inner.reshape(count)
-        y = self.layer(a.reshape(count, *a.shape[len(lead) :]), **options)
+            options["lengths"] = self._inner(inner_lengths, sequences, shape, lead)
+        y = self.layer(a.reshape(count, *shape[len(lead) :]), **options)
         y = y[0] if self.layer.stateful else y
-        y = y.reshape(*lead, *y.shape[1:])
-        return y if sequences is None else sequences.like(y)
+        got = getattr(y, "shape", type(y).__name__)
+        if not isinstance(got, tuple) or got[:1] != (count,):
+            raise ValueError(
+                f"layer: expected an output for each of {count} steps, got {got} of "
+                f"{_short(self.layer)}"
+            )
+        return as_given(y.reshape(*lead, *got[1:]), sequences, listed)
+
+    def _inner(
+        self, given: Any, sequences: Ragged | None, shape: tuple[int, ...], lead: tuple[int, ...]
+    ) -> Array:
+        """Return the lengths of the sequences that the steps are, one after the other."""
+        layer = self.layer
+        own = isinstance(layer, _Wrapper)  # takes any option, and gives it to its layers
+        if not layer.takes_lengths and (own or not takes(type(layer), "lengths")):
+            raise TypeError(
+                f"inner_lengths: expected None, since {_short(layer)} takes no lengths, got "
+                f"{type(given).__name__}"
+            )
+        if sequences is not None:
+            given, _ = unwrapped(given, "inner_lengths")
+            if isinstance(given, Ragged):
+                given = rows_of("inner_lengths", given, sequences)
+        try:
+            inner = np.asarray(_device.host(_device.taken(given)))
+        except ValueError:  # lists of different lengths
+            inner = np.array(None)
+        if inner.size and inner.dtype.kind not in "iu":
+            raise TypeError(f"inner_lengths: expected an integer dtype, got {inner.dtype}")
+        if inner.shape != lead:
+            raise ValueError(f"inner_lengths: expected shape {lead}, got {inner.shape}")
+        steps = shape[len(lead)] if len(shape) > len(lead) else None
+        bad = inner[(inner < 0) | (inner > steps)] if steps is not None else inner[:0]
+        if bad.size:
+            raise ValueError(f"inner_lengths: expected values from 0 to {steps}, got {bad.flat[0]}")
+        return inner.reshape(-1)
 
 
 readable(globals())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _check, _device, _native
 from .._annotations import readable
 from .._check import Array, Lengths, Seed
-from .._ragged import Ragged, as_given, rows_like, unwrapped
+from .._ragged import Ragged, as_given, refuse_nested, rows_like, unwrapped
 from ._combine import real_steps, without_padding
 from ._layer import Layer, Pullback
 from ._stream import Stream
@@ -106,17 +106,25 @@ class Conv1d(Layer):
 
         Raises:
             TypeError: lengths that are no whole numbers.
+            ValueError: a length below 0.
         """
-        n = np.asarray(_device.host(_device.taken(lengths)))
-        if n.dtype.kind not in "iu":
+        try:
+            n = np.asarray(_device.host(_device.taken(lengths)))
+        except ValueError:  # lists of different lengths
+            raise TypeError(
+                f"lengths: expected whole numbers, got {_check.quoted(lengths)}"
+            ) from None
+        if n.dtype.kind not in "iu" and n.size:
             raise TypeError(f"lengths: expected whole numbers, got dtype {n.dtype}")
-        return self._outputs_of(n.astype(np.int64))
+        if (n < 0).any():
+            raise ValueError(f"lengths: expected numbers of at least 0, got {n.min()}")
+        counts: Array = self._outputs_of(n.astype(np.int64))
+        return counts
 
-    def _outputs_of(self, n: Array) -> Array:
+    def _outputs_of(self, n: Any) -> Any:
         """Return the outputs of so many steps."""
         n = n - (self._span if self.padding == "valid" else 0)
-        out: Array = np.maximum(-(-n // self.stride), 0)
-        return out
+        return np.maximum(-(-n // self.stride), 0)
 
     def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
         """Return the options of time of the layers behind this one in a `Sequential`."""
@@ -219,7 +227,7 @@ class Conv1d(Layer):
         before = {"same": span // 2, "causal": span, "valid": 0}[self.padding]
         after = span - before if self.padding == "same" else 0
         batch, steps, width = x.shape
-        outputs = int(self.output_lengths([steps])[0])
+        outputs = int(self._outputs_of(steps))
         wide = np.zeros_like(x, shape=(batch, before + steps + after, width))
         wide[:, before : before + steps] = x
         starts = np.arange(outputs) * self.stride
@@ -232,7 +240,7 @@ class Conv1d(Layer):
         packed = self._packed(backward)
         y: Array = packed.forward(rows)
         batch = x.shape[0]
-        outputs = int(self.output_lengths([x.shape[1]])[0])
+        outputs = int(self._outputs_of(x.shape[1]))
         y = y.reshape(batch, outputs, self.out_channels)
         counted = self._counted(on, x.shape[1], outputs)
         y = without_padding(y, counted)
@@ -341,6 +349,11 @@ class Conv1d(Layer):
         for name, given in (("lengths", lengths), ("mask", mask)):
             if given is not None:
                 raise ValueError(f"{name}: expected None with ragged sequences, got one")
+        refuse_nested(x)
+        if x.rows.ndim != 2:
+            raise ValueError(
+                f"x: expected rows of shape (N, I) = (*, {self.in_channels}), got {x.rows.shape}"
+            )
         padded = x.padded()  # [T,B,I]
         padded = np.ascontiguousarray(padded.swapaxes(0, 1)) if self.batch_first else padded
         new = self.output_lengths(x.lengths)

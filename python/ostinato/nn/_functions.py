@@ -16,7 +16,7 @@ from .._recording import record, value_of
 
 def _floats(name: str, x: Any) -> Array:
     v = _check.array(name, value_of(x))
-    _check.real_dtype(v.dtype)
+    _check.real_dtype(v.dtype, name)
     return v
 
 
@@ -231,11 +231,11 @@ def gelu(x: Any, *, approximate: bool = False) -> Any:
         An array of the shape of x.
 
     Raises:
-        TypeError: x is no array of float32 or float64.
+        TypeError: x is no array of float32 or float64, or approximate no bool.
 
     Source: Hendrycks, Gimpel (2016), "Gaussian error linear units (GELUs)".
     """
-    y, slope = gelu_parts(_floats("x", x), approximate)
+    y, slope = gelu_parts(_floats("x", x), _check.flag("approximate", approximate))
     return record(y, (x, lambda d: d * slope))
 
 

@@ -53,6 +53,9 @@ class Layer:
 
     Args:
         dtype: float32 or float64, of parameters, inputs and outputs.
+
+    Raises:
+        TypeError: dtype is neither float32 nor float64.
     """
 
     stateful = False  # returns (y, state) and takes a state
@@ -256,8 +259,9 @@ class Layer:
 
         Raises:
             KeyError: no parameter matches.
+            TypeError: a pattern that is no text.
         """
-        names = self._block.mark(glob.escape(self._prefix) + pattern, trainable=False)
+        names = self._block.mark(self._within(pattern), trainable=False)
         for name in names if self._block.has_grads else ():
             self._block.view(self._block.grads, name)[...] = 0
 
@@ -269,8 +273,13 @@ class Layer:
 
         Raises:
             KeyError: no parameter matches.
+            TypeError: a pattern that is no text.
         """
-        self._block.mark(glob.escape(self._prefix) + pattern, trainable=True)
+        self._block.mark(self._within(pattern), trainable=True)
+
+    def _within(self, pattern: str) -> str:
+        """Return a pattern of names of this layer as one of names of the whole model."""
+        return glob.escape(self._prefix) + _check.text("pattern", pattern, "a pattern of names")
 
     def set_decay(self, pattern: str, decay: bool) -> None:
         """Choose whether weight decay acts on parameters; by default it does on all but vectors.
@@ -283,8 +292,9 @@ class Layer:
 
         Raises:
             KeyError: no parameter matches.
+            TypeError: a pattern that is no text, or decay that is no bool.
         """
-        self._block.mark(glob.escape(self._prefix) + pattern, decay=decay)
+        self._block.mark(self._within(pattern), decay=_check.flag("decay", decay))
 
     def count_parameters(self, *, trainable_only: bool = False) -> int:
         """Count the elements of all parameters.
@@ -294,7 +304,11 @@ class Layer:
 
         Returns:
             The number of elements.
+
+        Raises:
+            TypeError: trainable_only is no bool.
         """
+        trainable_only = _check.flag("trainable_only", trainable_only)
         own = (e for n, e in self._block.entries.items() if n.startswith(self._prefix))
         return sum(e.size for e in own if e.trainable or not trainable_only)
 
@@ -354,9 +368,11 @@ class Layer:
 
         Raises:
             KeyError: names that are missing or unknown; the message lists them.
-            TypeError: a value that holds no numbers.
+            TypeError: no mapping, or a value that holds no numbers.
             ValueError: a shape that differs, or a value beyond the range of the layer's dtype.
         """
+        mend = "; a file is read by load(path)" if isinstance(mapping, (str, os.PathLike)) else ""
+        mapping = _check.mapping("mapping", mapping, "a mapping of names to arrays", mend)
         own, mapping = self.parameters(), self._untied(mapping)
         missing, unknown = (
             [n for n in own if n not in mapping],
@@ -738,7 +754,12 @@ def _as_numbers(name: str, value: Any) -> Array:
             value = value.numpy()
         except TypeError:  # bfloat16 and other dtypes that NumPy does not have
             value = value.float().numpy()
-    a = np.asarray(value)
+    try:
+        a = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        raise TypeError(
+            f"{name}: expected an array of numbers, got nested lists of different lengths"
+        ) from None
     if a.dtype.kind == "V" and a.dtype.isbuiltin == 2 and "complex" not in a.dtype.name:
         a = a.astype(np.float32)  # ml_dtypes' numbers: all that it has fit
     if a.dtype.kind not in "fiu":

@@ -65,6 +65,10 @@ class Linear(Layer):
         bias: whether there is a bias.
         dtype: float32 or float64.
         rng: seed or generator of the initial values, U(-1/sqrt(I), 1/sqrt(I)).
+
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1.
     """
 
     def __init__(
@@ -171,6 +175,10 @@ class Embedding(Layer):
             gives it no gradient. None: none.
         dtype: float32 or float64.
         rng: seed or generator of the initial values, N(0, 1).
+
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, or a padding_index that is no row.
     """
 
     padding_index: int | None = None
@@ -270,6 +278,10 @@ class Dropout(Layer):
         dtype: float32 or float64.
         rng: seed or generator of what is dropped.
 
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a rate outside [0, 1).
+
     Source: Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks from
     overfitting".
     """
@@ -340,6 +352,10 @@ class Activation(Layer):
         name: "tanh", "sigmoid", "relu"; "gelu" or "gelu_tanh", its approximation by tanh, see
             `ostinato.nn.gelu`.
         dtype: float32 or float64.
+
+    Raises:
+        TypeError: dtype is neither float32 nor float64.
+        ValueError: an unknown name.
     """
 
     _functional = ("name",)

@@ -53,7 +53,7 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
         decay: whether weight decay acts on it; None: unless it is a vector.
 
     Raises:
-        TypeError: values that are no array of float32 or float64.
+        TypeError: values that are no array of float32 or float64, or decay that is no bool.
     """
 
     _is_parameter = True  # which `vjp` takes as its array
@@ -62,8 +62,8 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __init__(self, value: Array, *, decay: bool | None = None) -> None:
         a = _check.array("value", value)
-        _check.real_dtype(a.dtype)
-        self._initial, self._decay = a, a.ndim > 1 if decay is None else bool(decay)
+        _check.real_dtype(a.dtype, "value")
+        self._initial, self._decay = a, a.ndim > 1 if decay is None else _check.flag("decay", decay)
 
     @property
     def value(self) -> Any:

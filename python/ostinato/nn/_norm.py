@@ -31,6 +31,10 @@ class LayerNorm(Layer):
         eps: added to the variance, above 0.
         dtype: float32 or float64.
 
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, or an eps that is not above 0.
+
     Source: Ba, Kiros, Hinton (2016), "Layer normalization".
     """
 

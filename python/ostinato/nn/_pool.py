@@ -81,7 +81,8 @@ class Pool(Layer):
         rng: seed or generator of the initial values, U(-1/sqrt(D), 1/sqrt(D)).
 
     Raises:
-        ValueError: an unknown kind, or a size that it does not have or lacks.
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown kind, or a size that it does not have or lacks, or that is below 1.
     """
 
     takes_lengths = True
@@ -104,6 +105,8 @@ class Pool(Layer):
             if size is not None:
                 raise ValueError(f"size: expected None for {kind!r}, got {size!r}")
             return
+        if size is None:
+            raise ValueError(f"size: expected a number for {kind!r}, got None")
         n, g = _check.positive("size", size), _check.generator(rng)
         shapes = {"weight": (n, n), "bias": (n,), "context": (n,)}
         bound = 1 / math.sqrt(n)
@@ -125,10 +128,12 @@ class Pool(Layer):
     def _rows(self, x: Any, lengths: Lengths, mask: Any) -> tuple[Ragged, Array]:
         """Return the sequences one after the other, and which of their rows count."""
         sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
-        if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
+        if sequences.rows.ndim != 2:
+            raise ValueError(f"x: expected rows of shape (N, D), got {sequences.rows.shape}")
+        if sequences.rows.dtype != self._dtype:
             raise TypeError(
-                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of "
-                f"{sequences.rows.dtype}"
+                f"x: expected dtype {self._dtype}, got {sequences.rows.dtype}; use "
+                f"x.astype(np.{self._dtype})"
             )
         width = sequences.rows.shape[1]
         if self.kind == "attention" and width != len(self.parameters()["bias"]):
@@ -221,8 +226,9 @@ class Pool(Layer):
             ``y [B,D]``.
 
         Raises:
-            TypeError: x has another dtype than the layer.
-            ValueError: an argument of the wrong shape.
+            TypeError: x has another dtype than the layer, or another argument is of the wrong
+                type or dtype.
+            ValueError: an argument of the wrong shape or value.
         """
         sequences, on = self._rows(x, lengths, mask)
         if self.kind == "attention":
@@ -244,8 +250,9 @@ class Pool(Layer):
             ``y, pullback``, with ``y [B,D]`` read-only and dx of the kind of x.
 
         Raises:
-            TypeError: x has another dtype than the layer.
-            ValueError: an argument of the wrong shape.
+            TypeError: x has another dtype than the layer, or another argument is of the wrong
+                type or dtype.
+            ValueError: an argument of the wrong shape or value.
         """
         sequences, on = self._rows(x, lengths, mask)
         saved: _Attended | None = None

@@ -55,6 +55,11 @@ class RNN(Recurrent):
         rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
             dropout.
 
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, a rate outside [0, 1), or a precision, function or clip that
+            there is not.
+
     Source: Elman (1990), "Finding structure in time".
     """
 
@@ -322,6 +327,11 @@ class GRU(Recurrent):
         dtype: float32 or float64, of parameters, inputs and outputs.
         rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
             dropout.
+
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, a rate outside [0, 1), or a precision, function or clip that
+            there is not.
 
     Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,14 @@ def redraw(
             f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(layer).__name__} "
             f"and {chrono}"
         )
+    if kinds[2] is not None and not layer.bias:
+        raise ValueError(f"bias: expected None for a layer with bias=False, got {kinds[2]!r}")
+    for name, kind in zip(("input", "recurrent", "bias"), kinds):
+        if kind is not None:
+            known = ("zeros", "uniform") if name == "bias" else tuple(init.BY_NAME)
+            _check.choice(name, kind, known)
+    if forget_bias is not None:
+        forget_bias = _check.finite("forget_bias", forget_bias, minimum=-math.inf)
     new = _drawn(layer, kinds, g)
     with layer.write() as p:
         for name, value in new.items():
@@ -72,9 +81,7 @@ def _drawn(
         kind = next((k for part, k in by_name.items() if name.startswith(part)), None)
         if kind is None or "_ln_" in name:
             continue
-        biased = name.startswith("bias")
-        known = ("zeros", "uniform") if biased else tuple(init.BY_NAME)
-        make = init.BY_NAME[_check.choice("bias" if biased else "input, recurrent", kind, known)]
+        make = init.BY_NAME[kind]
         projection = name.startswith("weight_hr")
         block = shape if projection else (layer.hidden_size, *shape[1:])
         blocks = 1 if projection else layer._gates

@@ -29,6 +29,9 @@ class Softmax(Layer):
     Args:
         log: whether to return logarithms.
         dtype: float32 or float64.
+
+    Raises:
+        TypeError: log is no bool, or dtype neither float32 nor float64.
     """
 
     _functional = ("log",)

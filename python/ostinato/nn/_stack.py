@@ -65,6 +65,10 @@ class Recurrent(ScaledInputs):
         rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
             dropout.
         proj_size: P, the width to which h is projected; 0: it is not.
+
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, a rate outside [0, 1), or a precision that there is not.
     """
 
     stateful = True
@@ -275,7 +279,9 @@ class Recurrent(ScaledInputs):
             The layer itself.
 
         Raises:
-            ValueError: an unknown name, or a bias or gate that the layer does not have.
+            TypeError: an argument of the wrong type.
+            ValueError: an unknown name, a bias or gate that the layer does not have, or a
+                forget_bias that is not finite; nothing has changed.
         """
         redraw(self, (input, recurrent, bias), forget_bias, chrono, rng)
         return self
@@ -327,19 +333,34 @@ class Recurrent(ScaledInputs):
             self.hidden_size if cells else self._output_size,
         )
 
-    def _contiguous_state(self, s: Array, batch: int, cells: bool = False) -> Array:
-        """Return a state as the kernels take it.
+    def _checked_state(
+        self, name: str, s: Any, batch: int, cells: bool = False, single: bool = False
+    ) -> Array | None:
+        """Return a state, or its gradient, as the kernels take it.
 
-        One of another shape, which they refuse, is not copied: broadcast, it may be of any size.
+        Args:
+            name: the argument.
+            s: h, or with ``cells`` c; None: none.
+            batch: B.
+            cells: whether it is c.
+            single: whether it comes without the axis of the batch.
         """
-        return _check.contiguous(s) if s.shape == self._state_shape(batch, cells) else s
+        if s is None:
+            return None
+        a = _check.array(name, s, 2 if single else 3)
+        _device.same(name, a, self._block.values)
+        self._check_state(name, a, batch, cells, single)
+        return _check.contiguous(a[:, None] if single else a)
 
-    def _check_state(self, name: str, s: Array | None, batch: int, cells: bool = False) -> None:
-        shape = self._state_shape(batch, cells)
-        if s is not None and (s.shape != shape or s.dtype != self._dtype):
-            axis = "P" if self.proj_size and not cells else "H"
-            wanted = f"shape (L*D, B, {axis}) = {shape} of {self._dtype}"
-            raise ValueError(f"{name}: expected {wanted}, got {s.shape} of {s.dtype}")
+    def _check_state(
+        self, name: str, a: Array, batch: int, cells: bool = False, single: bool = False
+    ) -> None:
+        """Raise unless an array has the shape and the dtype of a state, wherever it is."""
+        shape, axis = self._state_shape(batch, cells), "P" if self.proj_size and not cells else "H"
+        if single:
+            _check.state(name, a, shape[::2], self._dtype, f"(L*D, {axis})")
+        else:
+            _check.state(name, a, shape, self._dtype, f"(L*D, B, {axis})")
 
     def _check_cells(self, dcells: object, steps: int, batch: int) -> None:
         parts = self.num_layers * self._directions

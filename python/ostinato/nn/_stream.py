@@ -42,6 +42,10 @@ class Stream:
     Args:
         model: a recurrent layer or a `Sequential`, on the CPU.
         batch: B, the number of slots.
+
+    Raises:
+        TypeError: a model that needs more than one step at a time; batch is no whole number.
+        ValueError: a model that is not on the CPU; batch is less than 1.
     """
 
     def __init__(self, model: Layer, batch: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check, _device, _ragged
+from .. import _check, _ragged
 from .._annotations import readable
 from .._call import Call
 from .._cells import saved_gates
@@ -143,9 +143,6 @@ class _Backward:
         layer, call = self.layer, self.call
         dy = self._rows_of(dy)
         dh, dc, dcells = self._states_of(dstate, dcells)
-        if self.segmented:
-            layer._check_state("dstate", dh, self.shape[0])
-            layer._check_state("dstate", dc, self.shape[0], cells=True)
         if self.last is not None:
             dy, dh = self.last.spread(dy, dh)
         run = self._through_segments if self.segmented else self._through_tape
@@ -178,19 +175,12 @@ class _Backward:
             return None, None, None
         layer = self.layer
         dh, dc = layer._split_state("dstate", dstate)
-        if self.call.single:
-            dh, dc = (
-                None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc)
-            )
+        batch, single = self.shape[0], self.call.single
+        dh = layer._checked_state("dstate", dh, batch, single=single)
+        dc = layer._checked_state("dstate", dc, batch, cells=True, single=single)
+        if single and dcells is not None:
             axis = 1 if layer.batch_first else 2
-            if dcells is not None:
-                dcells = np.expand_dims(_check.array("dcells", dcells), axis)
-        dh, dc = (
-            None if s is None else _check.contiguous(_check.array("dstate", s)) for s in (dh, dc)
-        )
-        for s in (dh, dc):
-            if s is not None:
-                _device.same("dstate", s, layer._block.values)
+            dcells = np.expand_dims(_check.array("dcells", dcells), axis)
         return dh, dc, dcells
 
     def _through_segments(
@@ -339,8 +329,6 @@ def train(
     segments = kind not in (None, "states")
     if segments:  # recomputed segments read these again
         call = call.copied("lengths", "resets", "mask")
-        layer._check_state("state", call.h, shape[0])
-        layer._check_state("state", call.c, shape[0], cells=True)
     dropout = layer.dropout if layer.num_layers > 1 else 0.0
     key = _check.draw_key(layer._rng if rng is None else _check.generator(rng)) if dropout else 0
     if not call.learned:

@@ -103,6 +103,10 @@ class TreeLSTM(Layer):
         dtype: float32 or float64.
         rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)).
 
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size or children below 1, or outputs that there are not.
+
     Source: Tai, Socher, Manning (2015), "Improved semantic representations from tree-structured
     long short-term memory networks".
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from .. import _deferred, _device, _native
 from .._annotations import readable
-from .._check import Array, flag
+from .._check import Array, flag, mapping, positive, text
 from ..nn import Layer
 from ._checks import check_model, fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
@@ -78,6 +79,10 @@ class Optimizer:
         groups: names or shell patterns of parameters to factors of the learning rate, such as
             ``{"0.*": 0.1}``; where several match, the last one counts.
         rate: another name of lr, which is canonical.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number below 0 or that is not finite.
     """
 
     _buffers: tuple[str, ...] = ()
@@ -96,6 +101,8 @@ class Optimizer:
             raise TypeError(
                 f"groups: expected a dict of patterns to factors, got {type(groups).__name__}"
             )
+        for pattern in groups or ():
+            text("groups", pattern, "a pattern of names as key")
         self.groups = {p: number(f"groups[{p!r}]", factor) for p, factor in (groups or {}).items()}
         self.steps = 0
         self.state: dict[str, Array] = {}
@@ -203,7 +210,7 @@ class Optimizer:
         self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
     ) -> tuple[Array, ...]:
         """Return new values of p and of the state, which stay as they are; see `Optimizer`."""
-        raise NotImplementedError  # the optimisers below define it, or _move
+        raise TypeError(f"{type(self).__name__} does not define _update")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the state of the schedule and copies of the buffers.
@@ -219,17 +226,19 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned, or, on an error, nothing.
 
         Args:
             state: the state.
 
         Raises:
-            KeyError: the state is that of another kind of optimiser.
+            KeyError: the state is that of another kind of optimiser or schedule.
+            TypeError: no state, or one whose entries are of another type.
+            ValueError: entries of another value or shape.
         """
         self.check_state(state)
-        self.steps, self.started = int(state["steps"]), dict(state["started"])
         self.schedule.load_state_dict(state["schedule"])
+        self.steps, self.started = int(state["steps"]), dict(state["started"])
         self.state = {k: np.array(v) for k, v in state["buffers"].items()}
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -239,8 +248,24 @@ class Optimizer:
             state: what `state_dict` returned.
 
         Raises:
-            KeyError: its buffers are others.
+            KeyError: entries are missing, or its buffers or those of its schedule are others.
+            TypeError: no state, or one whose entries are of another type.
+            ValueError: entries of another value or shape.
         """
+        mapping("state", state, "what state_dict returned")
+        if missing := [n for n in ("steps", "started", "schedule", "buffers") if n not in state]:
+            raise KeyError(f"state: expected what state_dict returned, got no {missing[0]!r}")
+        for name in ("started", "schedule", "buffers"):
+            mapping(f"state[{name!r}]", state[name], "a mapping")
+        positive("state['steps']", state["steps"], 0)
+        for name, given in state["buffers"].items():
+            a = np.asarray(given)
+            if a.dtype not in (np.float32, np.float64) or a.ndim != 1:
+                raise ValueError(
+                    f"state['buffers'][{name!r}]: expected an array [n] of float32 or float64, got "
+                    f"shape {a.shape} of {a.dtype}"
+                )
+        copy.deepcopy(self.schedule).load_state_dict(state["schedule"])
         wanted = set(self._buffers) if state["steps"] else set()
         if set(state["buffers"]) != wanted:
             raise KeyError(

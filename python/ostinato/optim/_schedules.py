@@ -77,6 +77,10 @@ class Constant(Schedule):
     Args:
         lr: the learning rate, at least 0.
         rate: another name of lr, which is canonical.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
     """
 
     def __init__(self, lr: float | None = None, *, rate: float | None = None) -> None:
@@ -105,6 +109,10 @@ class StepDecay(Schedule):
         every: steps between two changes.
         factor: what the rate is multiplied by, at least 0.
         rate: another name of lr, which is canonical.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -135,6 +143,10 @@ class Exponential(Schedule):
         lr: the learning rate of the first step.
         factor: what the rate is multiplied by every step, at least 0.
         rate: another name of lr, which is canonical.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -167,6 +179,10 @@ class Cosine(Schedule):
         final: the learning rate at its end, at least 0.
         rate: another name of lr, which is canonical.
 
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
     Source: Loshchilov, Hutter (2017), "SGDR: stochastic gradient descent with warm restarts".
     """
 
@@ -198,6 +214,10 @@ class Warmup(Schedule):
     Args:
         schedule: what follows the rise, a `Schedule` or a number.
         steps: the length of the rise.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a number out of range.
     """
 
     def __init__(self, schedule: Schedule | float, *, steps: int) -> None:
@@ -271,6 +291,10 @@ class ReduceOnPlateau(Schedule):
         min_delta: how much lower a figure must be to count as better.
         minimum: the least rate.
         rate: another name of lr, which is canonical.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -338,9 +362,14 @@ class ReduceOnPlateau(Schedule):
             state: the state.
 
         Raises:
-            KeyError: an entry is missing.
+            KeyError: an entry is missing; the state is that of another schedule.
             TypeError: an entry is no finite number; nothing has changed.
         """
+        if missing := [name for name in ("scale", "best", "bad") if name not in state]:
+            raise KeyError(
+                f"state: expected that of a ReduceOnPlateau, got no {missing[0]!r}; the schedule "
+                "must be the one that was saved"
+            )
         best, bad = state["best"], state["bad"]
         for name, value in (
             ("scale", state["scale"]),

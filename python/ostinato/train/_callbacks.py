@@ -147,10 +147,15 @@ class TensorBoard(Callback):
     Args:
         folder: where the event files go.
         every: steps between two losses; None: only in rows.
+
+    Raises:
+        TypeError: folder is no path, or every no whole number.
+        ValueError: every is less than 1.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:
-        self.folder, self.every = os.fspath(folder), every
+        self.folder = os.fspath(folder)
+        self.every = None if every is None else _check.positive("every", every)
         self._writer: Any = None
 
     def on_start(self, trainer: Trainer) -> None:

@@ -92,7 +92,7 @@ class Fit(Resumable):
         self._started = time.monotonic() - at.seconds
         self._began = t.at_step = at.step
         t._stop = ""
-        signals = Signals()
+        signals, failed = Signals(), True
         try:
             with signals:
                 for c in callbacks:
@@ -100,6 +100,7 @@ class Fit(Resumable):
                 self.history.stopped = self._loop(callbacks, signals)
                 self._read()
                 self._save()
+            failed = False
         except BaseException as e:  # Ctrl-C, too: what is known to be good is saved
             self.ranks._tell(e)
             self._rescue()
@@ -114,7 +115,7 @@ class Fit(Resumable):
                 raise Diverged(f"{first}{good}{'; ' if rest else ''}{rest}") from None
             raise
         finally:
-            _end(callbacks, t)
+            _end(callbacks, t, failed)
         self._put_best_back()
         signals.deliver()
         return self.history
@@ -480,15 +481,15 @@ def _check_rows(rows: list[float]) -> None:
         )
 
 
-def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
-    """End all callbacks, even if one of them raises an error."""
+def _end(callbacks: Sequence[Callback], trainer: Trainer, failed: bool) -> None:
+    """End all callbacks, even if one raises an error; where the run failed, that is the error."""
     first: BaseException | None = None
     for c in callbacks:
         try:
             c.on_end(trainer)
         except BaseException as e:  # the others end all the same; it is raised behind them
             first = first or e
-    if first is not None:
+    if first is not None and not failed:
         raise first
 
 

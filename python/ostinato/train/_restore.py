@@ -82,8 +82,9 @@ def _check_state(model: Layer, state: Any, batch: int | None) -> None:
     if not isinstance(parts, tuple) or len(parts) != 1 + model._has_cells:
         raise ValueError("state: expected the arrays of a recurrent layer, got others")
     for k, a in enumerate(parts):
-        size = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 3 else 0
-        model._check_state("state", a, batch or size, cells=k == 1)
+        if a is not None:
+            size = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 3 else 0
+            model._check_state("state", a, batch or size, cells=k == 1)
 
 
 def check_facts(

@@ -187,11 +187,9 @@ def _check_space(space: Any) -> dict[str, Any]:
         whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
         if not whole:
             low, high = (_check.number(f"space[{name!r}]", v, wanted) for v in (low, high))
-        if not low < high or (log and low <= 0):
-            raise ValueError(
-                f"space[{name!r}]: expected low < high{', both above 0' if log else ''}, got "
-                f"{given!r}"
-            )
+        if not (low < high and math.isfinite(high - low)) or (log and low <= 0):
+            both = "both finite and above 0" if log else "both finite"
+            raise ValueError(f"space[{name!r}]: expected low < high, {both}, got {given!r}")
         out[name] = (low, high, log)
     return out
 
@@ -277,12 +275,15 @@ def search(
         ImportError: Optuna is not installed.
         RuntimeError: every trial diverged.
         TypeError: a space or a build of another form.
-        ValueError: a range without numbers in it; a storage that cannot be opened; or a study that
-            was searched with another space, monitor, mode, seed, `prune` or arguments of `fit`.
+        ValueError: a range without numbers in it; no validation data; a storage that cannot be
+            opened; or a study that was searched with another space, monitor, mode, seed, `prune` or
+            arguments of `fit`.
     """
     _check.positive("trials", trials)
     _check.seed("seed", seed)
-    checked = _check_space(space)
+    checked, prune = _check_space(space), _check.flag("prune", prune)
+    if validation is None:
+        raise ValueError("validation: expected data on which trials are compared, got None")
     if not callable(build):
         raise TypeError(f"build: expected a function, got {type(build).__name__}")
     for name in ("monitor", "mode", "seed", "checkpoint", "resume", "log"):

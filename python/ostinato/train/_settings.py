@@ -63,6 +63,11 @@ def sign_of(trainer: Trainer, monitor: str, mode: str | None, validated: bool) -
     return -1.0 if way == "max" else 1.0
 
 
+def flags(**given: object) -> list[bool]:
+    """Return the values of arguments that are True or False, checked."""
+    return [_check.flag(name, value) for name, value in given.items()]
+
+
 def check_counts(s: Settings, batch_size: int) -> None:
     """Raise an error for a count that is no whole number of at least 1, and for a bad seed."""
     counts = ("epochs", "steps", "validate_every", "patience", "checkpoint_every", "accumulate")

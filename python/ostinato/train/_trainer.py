@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ._settings import (
     check_intervals,
     check_run,
     facts_of,
+    flags,
     sign_of,
 )
 from ._step import Stepper, check_strides, tells_last
@@ -153,7 +154,7 @@ class Trainer:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.outputs: str = _check.choice("outputs", outputs, OUTPUTS)
         self.metrics = _metrics.named(metrics)
-        self.callbacks = list(callbacks)
+        self.callbacks = _callbacks(callbacks)
         self.parallel: Parallel | None = (
             None if parallel is None else _instance("parallel", parallel, Parallel)
         )
@@ -225,8 +226,14 @@ class Trainer:
         """End the run after the present step.
 
         Args:
-            reason: what `History.stopped` says.
+            reason: what `History.stopped` says; a text that is not empty.
+
+        Raises:
+            TypeError: reason is no text.
+            ValueError: reason is empty.
         """
+        if not _check.text("reason", reason, "a text"):
+            raise ValueError("reason: expected a text that is not empty, got ''")
         self._stop = reason
 
     @property
@@ -423,8 +430,12 @@ class Trainer:
                 good checkpoint, and whether x, target or neither held the first value that was not.
             FileExistsError: a checkpoint or log is there, and neither ``resume`` nor ``overwrite``
                 was given.
+            FileNotFoundError: the folder of the checkpoint or log is missing.
             KeyboardInterrupt: Ctrl-C, after the step was ended and the checkpoint written. SIGTERM
                 raises SystemExit likewise.
+            RuntimeError: this trainer is training already, in another thread.
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: an argument of the wrong shape or value, or one that would have no effect.
         """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("fit: this trainer is training already, in another thread")
@@ -432,6 +443,8 @@ class Trainer:
         if ranks.rank:  # whose files are those of rank 0
             checkpoint = log = None
         try:
+            shuffle, restore_best = flags(shuffle=shuffle, restore_best=restore_best)
+            files = flags(resume=resume, overwrite=overwrite, progress=progress)
             settings = Settings(
                 epochs=1 if epochs is None and steps is None else epochs,
                 steps=steps,
@@ -452,7 +465,7 @@ class Trainer:
             data = _pair("train", train, target, self._form())
             source, valid = self._sources(data, validation, batch_size, shuffle, seed)
             check_run(self, settings, valid)
-            return self._run(Fit(self, source, valid, settings), resume, overwrite, progress)
+            return self._run(Fit(self, source, valid, settings), *files)
         except BaseException as e:
             ranks._tell(e, last=True)
             raise
@@ -484,6 +497,13 @@ class Trainer:
         mergeable = all(type(m).merge is not Metric.merge for m in self.metrics.values())
         own = part if mergeable else None
         return source, Source("validation", validation, form, batch_size, False, 0, own)
+
+
+def _callbacks(given: Any) -> list[Callback]:
+    """Return the callbacks of a list; a class is instantiated where it needs no arguments."""
+    if isinstance(given, (str, type)) or not isinstance(given, Iterable):
+        raise TypeError(f"callbacks: expected a list of callbacks, got {type(given).__name__}")
+    return [_instance(f"callbacks[{k}]", c, Callback) for k, c in enumerate(given)]
 
 
 def _pair(name: str, data: Any, target: Any, form: Form) -> Any:

@@ -42,6 +42,7 @@ class GradualUnfreezing(Callback):
             `nn.layer_groups`.
 
     Raises:
+        KeyError: when a run starts, a pattern that matches no parameter.
         TypeError: groups that are no patterns.
         ValueError: every is less than 1, or there is no group.
     """
@@ -105,10 +106,10 @@ def _patterns(groups: Sequence[str | Sequence[str]]) -> list[list[str]]:
     """Return each group as a list of patterns, checked."""
     if isinstance(groups, str) or not isinstance(groups, (list, tuple)):
         raise TypeError(f"groups: expected a list of patterns, got {type(groups).__name__}")
-    out = [[g] if isinstance(g, str) else list(g) for g in groups]
-    for group in out:
-        if not all(isinstance(p, str) for p in group):
-            raise TypeError(f"groups: expected patterns of names, got {group!r:.80}")
+    out = [
+        [g] if isinstance(g, str) else _check.patterns(f"groups[{k}]", g)
+        for k, g in enumerate(groups)
+    ]
     if not out:
         raise ValueError("groups: expected at least one group, got none")
     return out

@@ -14,15 +14,17 @@ over batches is never taken for the figure of all. Each evaluation works on a co
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array
+from .._ragged import Ragged
 from ..decoding._ctc import ctc_greedy
 from ..losses import CrossEntropy
 from ..losses._ctc import padded_labels
@@ -115,12 +117,43 @@ class Metric:
         raise TypeError(f"{type(self).__name__} does not define merge")
 
 
-def _counted(y: Array, target: Array, on: Array | None) -> tuple[Array, Array]:
+def _array(name: str, value: Any) -> Array:
+    """Return an array of real numbers where it is; those of other libraries are converted."""
+    if type(value) is np.ndarray and value.dtype.kind in "fiub":  # at once what is usual
+        return value
+    value = _device.taken(value)
+    if not _check.is_array(value) and hasattr(value, "__array__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # told by the error below
+            value = np.asarray(value)
+    a = _check.array(name, value)
+    if not np.can_cast(a.dtype, np.float64, "same_kind"):  # bfloat16 can be, and text cannot
+        raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+    return a
+
+
+def _on_host(value: Any) -> Any:
+    return _device.host(_device.taken(value))
+
+
+def _flags(value: Any, axes: tuple[int, ...], least: int = 1) -> Array:
+    """Return a mask of at least so many of the first axes."""
+    if isinstance(value, (list, tuple)):
+        with contextlib.suppress(TypeError, ValueError):  # lists of different lengths
+            value = np.asarray(value)
+    on = _array("on", value)
+    if on.dtype != np.bool_:
+        raise TypeError(f"on: expected dtype bool, got {on.dtype}; use on.astype(bool)")
+    if not least <= on.ndim <= len(axes) or on.shape != axes[: on.ndim]:
+        raise ValueError(f"on: expected shape {axes[:2]}, the first axes of y, got {on.shape}")
+    return on
+
+
+def _counted(y: Array, target: Array, on: Any) -> tuple[Array, Array]:
     """Return the outputs and targets that count, on the host."""
     y, target = _device.host(y), _device.host(target)
     if on is None:
         return y, target
-    on = _device.host(on)
+    on = _flags(_on_host(on), target.shape)
     return y[on], target[on]
 
 
@@ -133,18 +166,25 @@ class _Mean(Metric):
     def reset(self) -> None:
         """Forget all batches."""
         self._sum, self._count = 0.0, 0.0
-        self._unread: list[tuple[Any, Any]] = []
+        self._unread: list[tuple[Any, Any, Any, str]] = []
 
-    def _add(self, total: Any, count: Any) -> None:
-        """Add to sum and count; numbers that are on a device are read together, in `compute`."""
-        self._unread.append((_deferred.number(total), _deferred.number(count)))
-        if all(_device.of(one) is None for one in self._unread[-1]):
+    def _add(self, total: Any, count: Any, bad: Any = 0, wanted: str = "") -> None:
+        """Add to sum and count; numbers that are on a device are read together, in `compute`.
+
+        So is how many targets are bad there, and not what was wanted: it is an error then.
+        """
+        numbers = [_deferred.number(one) for one in (total, count, bad)]
+        self._unread.append((numbers[0], numbers[1], numbers[2], wanted))
+        if all(_device.of(one) is None for one in numbers):
             self._read()
 
     def _read(self) -> None:
-        flat = _deferred.numbers([one for pair in self._unread for one in pair])
+        flat = _deferred.numbers([one for row in self._unread for one in row[:3]])
+        for bad, (*_, wanted) in zip(flat[2::3], self._unread):
+            if bad:
+                raise ValueError(f"target: expected {wanted}, got others")
         self._unread = []
-        for total, count in zip(flat[::2], flat[1::2]):
+        for total, count in zip(flat[::3], flat[1::3]):
             self._sum, self._count = self._sum + total, self._count + count
 
     def compute(self) -> float:
@@ -152,6 +192,9 @@ class _Mean(Metric):
 
         Returns:
             The figure; NaN without any batch.
+
+        Raises:
+            ValueError: targets on a device that are out of range, which is told here.
         """
         self._read()
         return self._sum / self._count if self._count else math.nan
@@ -180,13 +223,16 @@ class Accuracy(_Mean):
 
     Args:
         ignore_index: targets of this number do not count.
+
+    Raises:
+        TypeError: an ignore_index that is no whole number.
     """
 
     name, mode = "accuracy", "max"
 
     def __init__(self, *, ignore_index: int = -100) -> None:
         super().__init__()
-        self.ignore_index = ignore_index
+        self.ignore_index = _check.whole("ignore_index", ignore_index)
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
         """Take a batch.
@@ -197,25 +243,74 @@ class Accuracy(_Mean):
             on: bool mask of the first two axes of y, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: a target of another shape.
+            TypeError: an argument that is no array, or of the wrong dtype.
+            ValueError: an argument of the wrong shape, or a target out of range; of arrays on a
+                device `compute` raises it, since reading them here would wait.
         """
-        guess, target = _classes(y, _device.like(target, y))
-        known = target != self.ignore_index
-        if on is not None:
-            known &= _device.like(on, y).reshape(on.shape + (1,) * (known.ndim - on.ndim))
-        self._add(((guess == target) & known).sum(), known.sum())
+        met = _classes(y, target, on, self.ignore_index)
+        right = (met.guess == met.target) & met.known
+        self._add(right.sum(), met.known.sum(), met.bad, met.wanted)
 
 
-def _classes(y: Array, target: Array) -> tuple[Array, Array]:
-    """Class numbers: what was said, and what is right."""
-    if y.shape == target.shape:
-        return (y > 0).astype(np.int64), (target > 0.5).astype(np.int64)
-    if y.shape[:-1] != target.shape:
+class _Met(NamedTuple):
+    """Hold classes that a batch has.
+
+    Attributes:
+        guess: what was said.
+        target: what is right.
+        known: where it counts.
+        bad: how many targets that count are out of range, if they are on a device; else 0.
+        wanted: what they should be.
+    """
+
+    guess: Array
+    target: Array
+    known: Array
+    bad: Any
+    wanted: str
+
+
+def _classes(y: Any, target: Any, on: Any, ignore_index: int) -> _Met:
+    """Return the classes of logits and of targets, where y is; nothing waits for a device."""
+    y, target = _array("y", y), _array("target", target)
+    if _device.of(target) is not None:
+        _device.same("target", target, y, "y")
+    target = _device.like(target, y)
+    if y.shape[:-1] != target.shape != y.shape:
         raise ValueError(
             f"target: expected shape {y.shape[:-1]} or {y.shape}, that of y, got {target.shape}"
         )
-    guess = (y[..., 0] > 0).astype(np.int64) if y.shape[-1] == 1 else y.argmax(-1)
-    return guess, target
+    known = target != ignore_index
+    if on is not None:
+        on = _flags(on, target.shape)
+        if _device.of(on) is not None:
+            _device.same("on", on, y, "y")
+        known = known & _device.like(on, y).reshape(on.shape + (1,) * (known.ndim - on.ndim))
+    if y.shape == (*target.shape, 1):
+        y = y[..., 0]
+    if y.shape == target.shape:
+        wanted = f"numbers from 0 to 1 beside y of the same shape, or ignore_index = {ignore_index}"
+        good = (target >= 0) & (target <= 1)
+        guess, right = y > 0, target > 0.5
+    else:
+        size = y.shape[-1]
+        if not size:
+            raise ValueError(f"y: expected logits of at least one class, got shape {y.shape}")
+        if target.dtype.kind not in "iub" and target.size:
+            raise TypeError(
+                f"target: expected an integer dtype, got {target.dtype}; use "
+                "target.astype(np.int64)"
+            )
+        right = target.astype(np.int64, copy=False)  # V may be beyond the dtype
+        wanted = f"class numbers from 0 to {size - 1}, or ignore_index = {ignore_index}"
+        good = (right >= 0) & (right < size)
+        guess = y.argmax(-1)
+    bad = known & ~good
+    if _device.of(bad) is not None:
+        return _Met(guess, right, known, bad.sum(), wanted)
+    if bad.any():
+        raise ValueError(f"target: expected {wanted}, got {target[bad][0]}")
+    return _Met(guess, right, known, 0, wanted)
 
 
 class F1(Metric):
@@ -233,6 +328,7 @@ class F1(Metric):
         ignore_index: targets of this number do not count.
 
     Raises:
+        TypeError: an ignore_index that is no whole number.
         ValueError: an unknown average.
     """
 
@@ -240,7 +336,7 @@ class F1(Metric):
 
     def __init__(self, average: str = "macro", *, ignore_index: int = -100) -> None:
         self.average = _check.choice("average", average, ("macro", "micro", "binary"))
-        self.ignore_index = ignore_index
+        self.ignore_index = _check.whole("ignore_index", ignore_index)
         self.reset()
 
     def reset(self) -> None:
@@ -256,11 +352,11 @@ class F1(Metric):
             on: bool mask of the first two axes of y, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: a target of another shape.
+            TypeError: an argument that is no array, or of the wrong dtype.
+            ValueError: an argument of the wrong shape, or a target out of range.
         """
-        guess, target = (a.reshape(-1) for a in _classes(*_counted(y, target, on)))
-        known = target != self.ignore_index
-        guess, target = guess[known], target[known]
+        met = _classes(_on_host(y), _on_host(target), _on_host(on), self.ignore_index)
+        guess, target = (a[met.known].astype(np.int64) for a in (met.guess, met.target))
         size = int(max(guess.max(initial=1), target.max(initial=1), self._counts.shape[1] - 1)) + 1
         self._counts = np.pad(self._counts, ((0, 0), (0, size - self._counts.shape[1])))
         right = guess == target
@@ -318,11 +414,13 @@ class MAE(_Mean):
             on: bool mask of the first two axes of y, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: a target of another shape.
+            TypeError: an argument that is no array, or of the wrong dtype.
+            ValueError: an argument of the wrong shape.
         """
-        y, target = _counted(y, target, on)
+        y, target = _array("y", y), _array("target", target)
         if y.shape != target.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
+        y, target = _counted(y, target, on)
         self._add(np.abs(y.astype(np.float64) - target).sum(), y.size)
 
 
@@ -337,6 +435,9 @@ class BitsPerCharacter(_Mean):
 
     Args:
         ignore_index: targets of this number do not count.
+
+    Raises:
+        TypeError: an ignore_index that is no whole number.
     """
 
     name, mode = "bits_per_character", "min"
@@ -354,8 +455,15 @@ class BitsPerCharacter(_Mean):
             on: bool mask of the first two axes of y, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: a target of another shape, or a class number out of range.
+            TypeError: an argument that is no array, or of the wrong dtype.
+            ValueError: an argument of the wrong shape, or a class number out of range.
         """
+        y, target = _array("y", y), _array("target", target)
+        if y.ndim == 0 or target.shape != y.shape[:-1]:
+            raise ValueError(
+                f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got "
+                f"{target.shape}"
+            )
         total, count, _ = self._loss.parts(*_counted(y, target, on), gradient=False)
         self._add(total / math.log(2), count)
 
@@ -374,12 +482,15 @@ class AveragePrecision(Metric):
 
     Args:
         ignore_index: targets of this number do not count.
+
+    Raises:
+        TypeError: an ignore_index that is no whole number.
     """
 
     name, mode = "average_precision", "max"
 
     def __init__(self, *, ignore_index: int = -100) -> None:
-        self.ignore_index = ignore_index
+        self.ignore_index = _check.whole("ignore_index", ignore_index)
         self.reset()
 
     def reset(self) -> None:
@@ -396,16 +507,24 @@ class AveragePrecision(Metric):
             on: bool mask of the first two axes of y, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: a target of another shape.
+            TypeError: an argument that is no array, or of the wrong dtype.
+            ValueError: an argument of the wrong shape, or targets other than 0 and 1.
         """
-        y, target = _counted(y, target, on)
-        if y.shape == (*target.shape, 1):
-            y = y[..., 0]
-        if y.shape != target.shape:
+        y, target = _array("y", y), _array("target", target)
+        if y.shape not in (target.shape, (*target.shape, 1)):
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
+        y, target = _counted(y, target, on)
+        y = y[..., 0] if y.ndim > target.ndim else y
         known = target != self.ignore_index
-        self._scores.append(y[known])
-        self._targets.append(target[known])
+        scores, target = y[known], target[known]
+        bad = (target != 0) & (target != 1)
+        if bad.any():
+            raise ValueError(
+                f"target: expected 0 and 1, or ignore_index = {self.ignore_index}, got "
+                f"{target[bad][0]}"
+            )
+        self._scores.append(scores)
+        self._targets.append(target)
 
     def merge(self, other: Any) -> None:
         """Take what another metric of this kind has gathered.
@@ -423,7 +542,7 @@ class AveragePrecision(Metric):
             The area; NaN without any target of 1.
 
         Raises:
-            ValueError: targets other than 0 and 1, or scores of NaN.
+            ValueError: scores of NaN.
         """
         target = np.concatenate([np.zeros(0), *self._targets])
         if not (target == 1).any():
@@ -444,6 +563,10 @@ class LabelErrorRate(Metric):
 
     Args:
         blank: the class of the blank.
+
+    Raises:
+        TypeError: a blank that is no whole number.
+        ValueError: a blank below 0.
 
     Attributes:
         takes_sequences: True: a Trainer gives `update` a `Ragged` and the labels.
@@ -469,10 +592,12 @@ class LabelErrorRate(Metric):
             on: bool mask ``[B,T]`` of y ``[B,T,V]``, True where it counts; None: everything counts.
 
         Raises:
-            ValueError: another number of sequences than of labels, or logits of NaN.
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: an argument of the wrong shape, another number of sequences than of labels,
+                or logits of NaN.
         """
         if on is not None:
-            y = [_device.host(row)[_device.host(keep)] for row, keep in zip(y, on)]
+            y = _kept(y, on)
         rows = padded_labels(target)
         guesses = ctc_greedy(y, blank=self.blank, batch_first=True)
         if len(rows) != len(guesses):
@@ -502,6 +627,20 @@ class LabelErrorRate(Metric):
         return self._edits / self._labels if self._labels else math.nan
 
 
+def _kept(y: Any, on: Any) -> list[Array]:
+    """Return the steps of each sequence that count, on the host."""
+    on = _on_host(on)
+    if not isinstance(y, (list, tuple, Ragged)):
+        y = _on_host(_check.array("y", y, 3))
+        return [row[keep] for row, keep in zip(y, _flags(on, y.shape[:2], 2))]
+    if not isinstance(on, (list, tuple)) and not (isinstance(on, np.ndarray) and on.ndim):
+        raise TypeError(f"on: expected a mask of each sequence of y, got {type(on).__name__}")
+    if len(on) != len(y):
+        raise ValueError(f"on: expected {len(y)} masks, one for each sequence of y, got {len(on)}")
+    rows = [_on_host(_check.array(f"y[{k}]", row)) for k, row in enumerate(y)]
+    return [row[_flags(_on_host(keep), row.shape[:1])] for row, keep in zip(rows, on)]
+
+
 class Function(_Mean):
     """Wrap a function ``(y, target, lengths) -> (sum, count)`` as a metric."""
 
@@ -514,7 +653,14 @@ class Function(_Mean):
         return {k: v for k, v in self.__dict__.items() if k != "function"}
 
     def add(self, y: Array, target: Array, lengths: Any) -> None:
-        self._add(*self.function(y, target, lengths))
+        found: Any = self.function(y, target, lengths)
+        try:
+            total, count = found
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"metrics: expected (sum, count) from a function, got {type(found).__name__}"
+            ) from None
+        self._add(total, count)
 
     def compute(self) -> float:
         self._read()
@@ -533,9 +679,16 @@ def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric
     if not isinstance(metrics, Mapping):
         if isinstance(metrics, str) or not isinstance(metrics, Sequence):
             raise TypeError(f"metrics: expected a dict or a list, got {type(metrics).__name__}")
-        metrics = {_name_of(m): m for m in metrics}
-    out = {}
-    for name, metric in metrics.items():
+        pairs = [(_name_of(m), m) for m in metrics]
+    else:
+        pairs = [(str(name), m) for name, m in metrics.items()]
+    out: dict[str, Metric] = {}
+    for name, metric in pairs:
+        if name in out:
+            raise ValueError(
+                f"metrics: expected different names, got {name!r} twice; give a dict of names to "
+                "metrics"
+            )
         if name in ("loss", ""):
             raise ValueError(
                 f"metrics: expected names other than 'loss', which is there already, got {name!r}"
@@ -545,7 +698,7 @@ def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric
             raise TypeError(
                 f"metrics[{name!r}]: expected a Metric or a function, got {type(metric).__name__}"
             )
-        out[str(name)] = made
+        out[name] = made
     return out
 
 
