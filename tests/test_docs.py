@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
@@ -61,6 +62,9 @@ def test_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.failed == 0
 
 
+CHECKS = re.compile(r"\braise |_check\.|\b(?:flag|fraction|number|positive)\(")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -85,9 +89,12 @@ def test_everything_public_is_documented(name: str) -> None:
     need_framework(f"ostinato.{name}")
     module = importlib.import_module(f"ostinato.{name}")
     for public in module.__all__:
-        assert (getattr(module, public).__doc__ or "").strip() or not callable(
-            getattr(module, public)
-        ), public
+        value = getattr(module, public)
+        assert (value.__doc__ or "").strip() or not callable(value), public
+        own = vars(value).get("__init__") if isinstance(value, type) else None
+        written = inspect.isfunction(own) and own.__code__.co_filename.endswith(".py")
+        if written and CHECKS.search(inspect.getsource(own)):  # not one that a dataclass has made
+            assert "Raises:" in (value.__doc__ or ""), f"{public} checks its arguments"
 
 
 # What a comment behind a print says that it prints, where that is a truth, a number or shapes.

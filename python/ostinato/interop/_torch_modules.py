@@ -38,6 +38,9 @@ class Recurrent(torch.nn.RNNBase):
         proj_size: P, the width to which h of an LSTM is projected; 0: it is not.
         device: of the parameters.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: a rate of dropout that is not in [0, 1), or a size that PyTorch refuses.
     """
 
     layer_norm = False

@@ -49,6 +49,10 @@ class Conv1d(Layer):
         dtype: float32 or float64.
         rng: seed or generator of the initial values, U(-1/sqrt(I K), 1/sqrt(I K)) as in PyTorch.
 
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size, stride or dilation below 1, or padding that there is not.
+
     Source: Waibel et al. (1989), "Phoneme recognition using time-delay neural networks".
     """
 
