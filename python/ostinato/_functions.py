@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "exponential": (11, ()),
 }
 
+PLAIN = frozenset(name for name, (_, parameters) in FUNCTIONS.items() if not parameters)
 
 SMALLEST = 2.0**-126  # the least normal number of float32
 
@@ -48,6 +49,8 @@ class Chosen(NamedTuple):
 
 def function(name: str, value: Any) -> Function:
     """Return a function as it is kept: its name, or a tuple of the name and the parameters."""
+    if type(value) is str and value in PLAIN:  # the usual case of a small call
+        return value
     named = isinstance(value, str)
     given = (value,) if named else value
     if not isinstance(given, (tuple, list)) or not given or not isinstance(given[0], str):

@@ -240,10 +240,13 @@ def state_row(
     """Return a state ``[B,H]``, or its gradient, with the axis of layers that the kernels want."""
     if state is None:
         return None
-    size = packed.native.hidden_size if cells else packed.native.output_size
-    axes = "(B, P)" if size != packed.native.hidden_size else "(B, H)"
+    native = packed.native
+    size = native.hidden_size if cells else native.output_size
     a = _check.array(name, state, 2)
-    return _check.state(name, a, (batch, size), packed.dtype, axes)[None]
+    if a.shape != (batch, size) or a.dtype != packed.dtype:
+        axes = "(B, P)" if size != native.hidden_size else "(B, H)"
+        _check.state(name, a, (batch, size), packed.dtype, axes)
+    return a[None]
 
 
 def _gradients(

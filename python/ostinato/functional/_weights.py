@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from .. import _check, _device, _native
@@ -152,6 +153,12 @@ def cell_of(family: str, *, nonlinearity: Any = "tanh", clip: Any = None, **opti
             bound(clip),
         )
     return _cell_of_lstm(clip=clip, **options)
+
+
+@cache
+def _usual_cell(family: str) -> Chosen:
+    """Return the cell of a family without any option."""
+    return cell_of(family)
 
 
 def _cell_of_lstm(
@@ -330,7 +337,8 @@ def packed_as(
                 f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}"
             )
         theirs = Chosen(weight_ih.cell, weight_ih.scalars)
-        if (reverse and not weight_ih.reverse) or (chosen != cell_of(family) and chosen != theirs):
+        usual = _usual_cell(family)
+        if (reverse and not weight_ih.reverse) or (chosen != usual and chosen != theirs):
             raise ValueError(
                 "weight_ih: expected weights packed with the same options, got others; give them "
                 "to pack"

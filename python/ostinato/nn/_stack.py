@@ -347,6 +347,9 @@ class Recurrent(ScaledInputs):
         """
         if s is None:
             return None
+        right = type(s) is np.ndarray and s.shape == self._state_shape(batch, cells)
+        if right and s.dtype == self._dtype and type(self._block.values) is np.ndarray:
+            return np.ascontiguousarray(s)  # the least of what a small call pays
         a = _check.array(name, s, 2 if single else 3)
         _device.same(name, a, self._block.values)
         self._check_state(name, a, batch, cells, single)
@@ -356,11 +359,13 @@ class Recurrent(ScaledInputs):
         self, name: str, a: Array, batch: int, cells: bool = False, single: bool = False
     ) -> None:
         """Raise unless an array has the shape and the dtype of a state, wherever it is."""
-        shape, axis = self._state_shape(batch, cells), "P" if self.proj_size and not cells else "H"
+        shape: tuple[int, ...] = self._state_shape(batch, cells)
         if single:
-            _check.state(name, a, shape[::2], self._dtype, f"(L*D, {axis})")
-        else:
-            _check.state(name, a, shape, self._dtype, f"(L*D, B, {axis})")
+            shape = shape[::2]
+        if a.shape == shape and a.dtype == self._dtype:
+            return
+        axis = "P" if self.proj_size and not cells else "H"
+        _check.state(name, a, shape, self._dtype, f"(L*D, {'' if single else 'B, '}{axis})")
 
     def _check_cells(self, dcells: object, steps: int, batch: int) -> None:
         parts = self.num_layers * self._directions
