@@ -595,6 +595,12 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "skip[...]: expected a pattern of names, got 3",
     ),
+    "an open file for a path": (lambda: ost.load(5), TypeError, "path: expected a path"),
+    "an open file for a file of torch": (
+        lambda: ost.load_torch(5),
+        TypeError,
+        "path: expected a path",
+    ),
     "skip of Keras": (
         lambda: ost.from_keras("none.h5", skip="out*"),
         TypeError,

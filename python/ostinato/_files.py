@@ -25,6 +25,12 @@ except ImportError:
 _LONGEST_NAME = 200  # bytes of a target's name that its part file repeats; systems allow 255
 
 
+def require_path(path: object, *more: type) -> None:
+    """Refuse what is no path, nor of one of the other types; a number would be an open file."""
+    if not isinstance(path, (str, os.PathLike, *more)):
+        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
+
+
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a regular file for reading, without waiting for the writer of a pipe.
 
@@ -34,9 +40,11 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
     Raises:
         IsADirectoryError: it is a folder.
+        TypeError: it is no path.
         ValueError: it is a device, a pipe or a socket.
         OSError: it cannot be opened.
     """
+    require_path(path, bytes)
     _require_regular(path, os.stat(path).st_mode)  # opening a device can already start it
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:

@@ -80,10 +80,8 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
         ValueError: the file is no WAV file of whole numbers, or it is cut short.
         OSError: the file cannot be read.
     """
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
-    name = os.fspath(path)
     with open_regular(path) as stream:
+        name = os.fspath(path)
         try:
             with wave.open(stream, "rb") as file:
                 return _sound(file, name, os.fstat(stream.fileno()).st_size)

@@ -36,7 +36,7 @@ import numpy as np
 from . import _device
 from ._annotations import readable
 from ._check import Array, mapping, quoted
-from ._files import atomic_write, open_regular
+from ._files import atomic_write, open_regular, require_path
 
 __all__ = ["atomic_write", "load", "save"]
 
@@ -136,12 +136,6 @@ def _check_utf8(name: str, text: str) -> None:
         raise ValueError(f"{name}: expected text that UTF-8 can write, got {text[:80]!r}") from None
 
 
-def _require_path(path: object, kinds: tuple[type, ...]) -> None:
-    """Refuse what is no path; a number would be a file that is open already."""
-    if not isinstance(path, kinds):
-        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
-
-
 def save(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Array],
@@ -173,7 +167,7 @@ def save(
             numbers.
         OSError: the file cannot be written; the error names it.
     """
-    _require_path(path, (str, os.PathLike))
+    require_path(path)
     text = _check_text(metadata)
     if not hasattr(tensors, "items"):
         raise TypeError(f"tensors: expected names to arrays (a dict), got {type(tensors).__name__}")
@@ -251,7 +245,6 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]
         ValueError: it is not a whole safetensors file, it does not fit its checksum, or it is no
             regular file; the message says what is wrong.
     """
-    _require_path(path, (str, bytes, os.PathLike))
     with open_regular(path) as f:
         try:
             return _read(f, os.fstat(f.fileno()).st_size)
