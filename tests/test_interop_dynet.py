@@ -76,6 +76,10 @@ def test_damaged_files(tmp_path: Path) -> None:
         ("#Parameter# /_0 {99999999,99999999} 9 ZERO_GRAD\n1\n", "in 2 bytes"),
         (head + "1 2 3 4\n" + head + "1 2 3 4\n", "'/_0' of"),
         ("#Parameter# /_0 {,} 9 ZERO_GRAD\n1\n", "in 2 bytes"),
+        ("", "no parameters"),
+        (head + "1 2 nan 4\n", "numbers for '/_0' that are not finite"),
+        (head + "1 2 3 -inf\n", "numbers for '/_0' that are not finite"),
+        (head.replace("ZERO", "FULL") + "1 2 3 4\n", "no gradients for '/_0'"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"a\.model: expected a text file .*{message}"):
@@ -85,3 +89,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     arrays = {f"/vanilla-lstm-builder/_{k}": drawn(16, 4) for k in range(2)}
     with pytest.raises(ValueError, match=r"/vanilla-lstm-builder: expected an LSTM, got"):
         interop.from_dynet(write(path, arrays))
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    text = "#Parameter# /_0 {2,2} 9 FULL_GRAD\n1 2 3 4\n0 0 0 0\n"
+    path.write_text(text, encoding="utf-8-sig")
+    assert interop.from_dynet(path)["/_0"].state_dict()["weight"].tolist() == [[1, 3], [2, 4]]

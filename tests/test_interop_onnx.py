@@ -941,6 +941,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(words[:-100])
     with pytest.raises(ValueError, match=r"a\.onnx: expected an ONNX model, got one"):
         ost.from_onnx(path)
+    path.write_bytes(b"")
+    for empty in (path, b"", onnx.ModelProto()):
+        with pytest.raises(ValueError, match=r"expected an ONNX model, got one without a graph"):
+            ost.from_onnx(empty)
     with pytest.raises(FileNotFoundError):
         ost.from_onnx(tmp_path / "none.onnx")
     with pytest.raises(TypeError, match=r"source: expected a path"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from typing import IO, Any
@@ -52,7 +53,11 @@ def _arrays(f: IO[bytes]) -> dict[str, tuple[str, Array]]:
     while True:
         head = f.readline(1000)
         if not head:
+            if not out:
+                raise _Bad("no parameters")
             return out
+        if not out:
+            head = head.removeprefix(codecs.BOM_UTF8)
         match = _HEAD.match(head)
         if match is None:
             raise _Bad(f"the line {head[:60]!r}")
@@ -67,8 +72,10 @@ def _arrays(f: IO[bytes]) -> dict[str, tuple[str, Array]]:
         values, found = _numbers(words, count)
         if found != count:
             raise _Bad(f"{found} numbers for {name!r} of {dims}")
-        if not head.rstrip().endswith(b"ZERO_GRAD"):
-            f.readline()  # gradients
+        if not np.isfinite(values).all():
+            raise _Bad(f"numbers for {name!r} that are not finite")
+        if not head.rstrip().endswith(b"ZERO_GRAD") and not f.readline():
+            raise _Bad(f"no gradients for {name!r}, after which it is cut off")
         out[name] = kind, values.reshape(dims, order="F")
 
 

@@ -17,19 +17,24 @@ from ._onnx_nodes import Made, NodeReader, verify_node
 
 def _loaded(onnx: Any, source: Any) -> Any:
     """Return the ModelProto of a path, of bytes or of a model itself."""
-    if isinstance(source, onnx.ModelProto):
-        return source
-    name = "source" if isinstance(source, (bytes, bytearray)) else _path_of(source)
+    given = isinstance(source, (bytes, bytearray, onnx.ModelProto))
+    name = "source" if given else _path_of(source)
     try:
-        if isinstance(source, (bytes, bytearray)):
-            return onnx.load_from_string(bytes(source))
-        with _files.open_regular(name):
-            pass  # a pipe or a device would wait
-        return onnx.load(name)
+        if isinstance(source, onnx.ModelProto):
+            proto = source
+        elif given:
+            proto = onnx.load_from_string(bytes(source))
+        else:
+            with _files.open_regular(name):
+                pass  # a pipe or a device would wait
+            proto = onnx.load(name)
     except OSError:
         raise
     except Exception as e:  # protobuf's errors have no common public base
         raise ValueError(f"{name}: expected an ONNX model, got one that is damaged: {e}") from None
+    if not proto.HasField("graph"):  # nothing at all is a message of protobuf, too
+        raise ValueError(f"{name}: expected an ONNX model, got one without a graph")
+    return proto
 
 
 def _path_of(source: Any) -> str:
