@@ -110,6 +110,47 @@ def test_moving_zscore_and_mean() -> None:
             assert mean[t] == pytest.approx(part.mean())
 
 
+def test_what_is_worth_saying_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that are left out change which row a number is."""
+    values, label = with_anomaly()
+    cells = ["", "", *values.round(4), ""]
+    write(here / "late.csv", v=cells, bad=[0, 0, *label, 0])
+    notes = [
+        "2 rows before the first value of v left out",
+        "1 rows after the last value of v left out",
+    ]
+    commands = [
+        ["train", "anomaly", "late.csv", "--column", "v", "--label", "bad", "--fill", "linear"],
+        ["predict", "m", "late.csv"],
+        ["evaluate", "m", "late.csv"],
+    ]
+    commands[0] += ["--save", "m", *SMALL[:1], "2", *SMALL[2:]]
+    for command in commands:
+        assert main([*command, "--json"]) == 0
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["notes"] == notes
+        assert [shown.err.count(note) for note in notes] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("v\n1\nx\n2\n", "mend the cell"),
+        ('v\n"1,003"\n5\n', "write the numbers as 1234.5"),
+        ("1\n2\n", "write names into the first line"),
+        ("v,w\n1,2\n3\n4,5\n", "mend the line"),
+    ],
+)
+def test_errors_name_options_of_the_command(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert main(["train", "anomaly", str(tmp_path / "a.csv")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "--" not in error
+
+
 def test_places() -> None:
     score = np.array([0, 5, 9, 5, 4, 0, 0, 0, 6, 2, 0, 1.0])
     assert places(score, 9, 1) == [Place(2, 1, 4, 9.0), Place(8, 8, 9, 6.0), Place(11, 11, 12, 1.0)]
@@ -224,7 +265,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "nothing anomalous": (["evaluate", "m", "calm.csv"], "expected rows that are labelled"),
     "no data": (["evaluate", "m"], "expected one file with labels, got 0"),
     "no input": (["predict", "m"], "INPUT: expected one CSV or Parquet file, got 0"),
-    "other columns": (["predict", "m", "short.csv"], "expected one of w, got 'v'"),
+    "other columns": (
+        ["predict", "m", "short.csv"],
+        "expected a column 'v', as in the training, got w",
+    ),
     "out": (
         ["predict", "m", "w.csv", "--out", "s.txt"],
         "--out: expected a name that ends in .csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import io
 import json
 import re
@@ -185,6 +186,13 @@ def test_predict_reads_lines_and_writes_a_table(
     line = capsys.readouterr().out
     assert "\x1b" not in line
     assert line.endswith("\tgood\\x1b news\n")
+    assert main(["predict", str(folder), "one\rrow", "--out", str(out), "--overwrite"]) == 0
+    with out.open(newline="") as f:
+        assert [row[0] for row in csv.reader(f)] == ["text", "one\rrow"]
+    bad = str(tmp_path / "a.json")
+    assert "--out: expected a name that ends in .csv, got" in error(
+        capsys, "predict", str(folder), "...", "--out", bad
+    )
     label, probability = line.split("\t")[:2]
     assert label in ("a\\x1b[2J", "b")
     assert 0.5 <= float(probability) <= 1
@@ -416,7 +424,20 @@ def test_options_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "c.csv").write_text("text,label,g\na,x,1\nb,y,1\nc,x,1\nd,y,1\n")
     line = error(capsys, "train", "classify", str(tmp_path / "c.csv"), "--group", "g")
     assert "--group: expected at least 2 groups, got '1' alone" in line
-    for flag, value in (("--model", "deep"), ("--cell", "rnn"), ("--dropout", "1")):
+    test = ["--test", str(tmp_path / "b.csv")]
+    for option in (["--group", "author"], ["--held-out", "0.9"]):
+        assert f"{option[0]}: expected none with --test" in error(capsys, *run, *test, *option)
+    line = error(capsys, *run, *test, "--held-out", "0")  # which is what --test does
+    assert "expected labels that were trained on" in line
+    for option in (["--held-out", "0.1"], ["--text", "a"], ["--label", "a"]):
+        line = error(capsys, "train", "classify", "r8", *option)
+        assert f"{option[0]}: expected none with r8" in line
+    line = error(capsys, *run, "--sentence", "5")
+    assert "--sentence: expected none with --model flat" in line
+    line = error(capsys, "train", "classify", "none.csv", "--hidden", "1000000")
+    assert "--hidden: expected a network that fits into" in line  # before the data are read
+    flags = ("--model", "deep"), ("--cell", "rnn"), ("--dropout", "1"), ("--hidden", str(2**31 - 1))
+    for flag, value in flags:
         with pytest.raises(SystemExit):
             main([*run, flag, value])
         assert flag in capsys.readouterr().err

@@ -814,7 +814,100 @@ def test_files_that_are_there_are_told(tmp_path: Any) -> None:
         raise AssertionError("never")
 
 
+def _tagged(path: Path) -> None:
+    path.write_text("a X\nb Y\n\n" * 30)
+
+
+def test_a_model_of_another_command_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.txt").write_text("to be or not to be. " * 100)
+    _tagged(Path("tag.txt"))
+    first = ["train", "text", "one.txt", "--steps", "2", "--hidden", "8", "--batch", "4"]
+    first += ["--save", "m"]
+    small = ["--epochs", "1", "--hidden", "4", "--only-both", "--save", "m"]
+    assert main(first) == 0
+    kept = {f.name: f.read_bytes() for f in Path("m").iterdir()}
+    # A run that fails leaves all three files.
+    assert main(["train", "tag", "one.txt", *small, "--overwrite"]) == 2
+    assert {f.name: f.read_bytes() for f in Path("m").iterdir()} == kept
+    assert main(["train", "tag", "tag.txt", *small, "--overwrite"]) == 0
+    assert os.listdir("m") == ["model.safetensors"]
+    tagger = Path("m/model.safetensors").read_bytes()
+    assert main([*first, "--resume"]) == 2
+    Path("m/checkpoint.safetensors").write_bytes(kept["checkpoint.safetensors"])
+    capsys.readouterr()
+    assert main([*first, "--resume"]) == 2
+    assert "--resume: expected a model for text beside the checkpoint" in capsys.readouterr().err
+    assert Path("m/model.safetensors").read_bytes() == tagger
+    Path("m/model.safetensors").write_bytes(b"damaged")  # the checkpoint is as good without it
+    assert main([*first, "--resume"]) == 0
+    assert main([*first, "--overwrite"]) == 0
+    assert sorted(os.listdir("m")) == sorted(kept)
+
+
 # -- what all applications have --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--save", "--out"])
+def test_an_empty_name_is_not_the_current_folder(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _tagged(Path("tag.txt"))
+    lines = {
+        "--save": (["train", "tag", "tag.txt"], "--save: expected a folder, got an empty name"),
+        "--out": (["predict", "m", "a"], "--out: expected a file, got an empty name"),
+    }
+    words, message = lines[option]
+    assert main([*words, option, ""]) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir() == ["tag.txt"]
+
+
+@pytest.mark.parametrize("task", ["forecast", "series", "tag", "compose", "translate", "anomaly"])
+def test_units_that_fit_into_no_memory_are_told_before_the_data(task: str, capsys: Any) -> None:
+    assert main(["train", task, "none.csv", "--hidden", "1000000"]) == 2
+    assert "--hidden: expected a network that fits into" in capsys.readouterr().err
+    if task not in ("forecast", "series"):
+        with pytest.raises(SystemExit):
+            main(["train", task, "none.csv", "--hidden", "1000001"])
+        assert "--hidden: expected a whole number of at most 1000000" in capsys.readouterr().err
+
+
+def test_two_options_do_not_name_one_file(tmp_path: Path, capsys: Any) -> None:
+    one, same = str(tmp_path / "a.png"), str(tmp_path / "none" / ".." / "a.png")
+    assert main(["predict", str(tmp_path), "x", "--out", same, "--plot", one]) == 2
+    assert "--out: expected another file than --plot, got" in capsys.readouterr().err
+    assert main(["train", "tag", "x", "--save", one, "--plot", one]) == 2
+    assert "--save: expected another file than --plot, got" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "line"),
+    [
+        (["train", "translate"], "hidden: no", "--hidden: no"),
+        (["train", "translate"], "teacher_forcing: no", "--teacher-forcing: no"),
+        (["train", "transfer"], "DIR: no", "--source: no"),
+        (["predict", "m"], "DIR: no", "DIR: no"),
+        (["train", "parse", "hidden"], "hidden: a pipe", "hidden: a pipe"),
+        (["train", "parse"], "hidden", "hidden"),
+        (["train", "parse"], "run: no", "run: no"),
+        (["explain", "lstm"], "cell: no", "cell: no"),
+        (["train", "forecast", "a"], "lr: no", "--lr: no"),
+        (["train", "forecast", "a"], "series: no", "FILE: no"),
+        (["forecast", "m", "a"], "series[2]: no", "FILE, series 3: no"),
+        (
+            ["explain", "lstm"],
+            "memory_limit: expected training=True with it, got 'x'",
+            "--memory-limit: expected --train with it, got 'x'",
+        ),
+    ],
+)
+def test_errors_name_options(words: list[str], given: str, line: str) -> None:
+    assert error_line(ValueError(given), parser(words).parse_args(words)) == line
 
 
 def test_a_damaged_file_is_called_one(tmp_path: Path, capsys: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         capsys, "train", "parse", "--plot", tmp_path / "a.jpg"
     )
     where = tmp_path / "m"
-    assert "max_args: expected at least 2" in fails(
+    assert "--max-args: expected at least 2" in fails(
         capsys, "train", "parse", "--max-args", 1, "--save", where
     )
     assert not where.exists()
@@ -491,6 +492,37 @@ def test_predict_reads_lines(
     found = json.loads(capsys.readouterr().out)
     assert found["task"] == "parse"
     assert [one["value"] for one in found["predictions"]] == ["2", "3"]
+
+
+def test_lines_of_the_standard_input_are_no_files(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("3").write_text("[MAX 1 2]\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"3\n")))
+    assert main(["predict", str(folder), "3", "-", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["expression"] for one in found] == ["[MAX 1 2]", "3"]
+
+
+@pytest.mark.parametrize("text", ["1" * 300, "1 " * 200, "."])
+def test_an_expression_is_not_looked_for_on_the_disk(
+    text: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(capsys, "predict", folder, text)
+    assert re.search(r"^ostinato: INPUT.*: expected (labels|one expression)", line)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a"])
+def test_names_of_results(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(capsys, "predict", folder, "[ADD 1", "--out", tmp_path / name)
+    assert "--out: expected a name that ends in .tsv or .txt, got" in line  # and not the input
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_labels_are_called_inputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

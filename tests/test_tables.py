@@ -339,6 +339,83 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
         {"time": "date", "time_format": "%d/%m/%Y"},
         ["--time-format", "line 2"],
     ),
+    "times in a form that is not known": (
+        "date,v\nThu 2020-01-02,2\nWed 2020-01-01,1\n",
+        {},
+        ["--time: expected times that are known, got 'Thu 2020-01-02' in column 'date', line 2"],
+    ),
+    "digits of another script": (
+        "date,v\n2020-01-01,1\n2020-01-02,\uff11\uff12\n2020-01-03,4\n",
+        {},
+        ["expected numbers", "in column 'v', line 3"],
+    ),
+    "dates of another script": (
+        "day,v\n2020-01-01,1\n\u0662\u0660\u0662\u0660-01-02,2\n2020-01-03,4\n",
+        {},
+        ["times in the digits 0 to 9", "in column 'day', line 3"],
+    ),
+    "all dates of another script": (
+        "day,v\n\u0662\u0660\u0662\u0660-01-01,1\n\u0662\u0660\u0662\u0660-01-02,2\n",
+        {},
+        ["times in the digits 0 to 9", "in column 'day', line 2"],
+    ),
+    "a count beyond int64": (
+        "time,v\n1,1\n10000000000000000000,2\n",
+        {"column": "v"},
+        ["below 2**63", "'10000000000000000000' in column 'time', line 3"],
+    ),
+    "seconds beyond int64": (
+        "time,v\n1,1\n10000000000000000000,2\n",
+        {"column": "v", "time": "time", "time_format": "s"},
+        ["below 2**63", "line 3"],
+    ),
+    "seconds that wrap around": (
+        "time,v\n18446744073710,1\n18446744073711,2\n",
+        {"column": "v", "time": "time", "time_format": "s"},
+        ["years of 1 to 9999", "line 2"],
+    ),
+    "--step without times": ("v\n1\n2\n", {"step": "week"}, ["--step: expected a time column"]),
+    "--duplicates without times": (
+        "v\n1\n2\n",
+        {"duplicates": "sum"},
+        ["--duplicates: expected a time column with it, got none"],
+    ),
+    "--time-format without times": (
+        "date,v\n2020-01-01,1\n2020-01-02,2\n",
+        {"time": "", "time_format": "%d"},
+        ["--time-format: expected a time column with it, got none"],
+    ),
+    "--timezone without times": (
+        "v\n1\n2\n",
+        {"timezone": "Europe/Berlin"},
+        ["--timezone: expected a time column with it, got none"],
+    ),
+    "--timezone of numbers": (
+        "time,v\n1,1\n2,2\n",
+        {"column": "v", "timezone": "Europe/Berlin"},
+        ["--timezone: expected times of a calendar"],
+    ),
+    "bad zone beside zones": (
+        "date,v\n2020-01-01T00:00Z,1\n2020-01-01T01:00Z,1\n",
+        {"timezone": "Mars/Base"},
+        ["--timezone: expected a name", "'Mars/Base'"],
+    ),
+    "no zone": (
+        "date,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n",
+        {"timezone": ""},
+        ["--timezone: expected a name"],
+    ),
+    "zeros for a step": ("v\n1\n", {"step": "000day"}, ["--step", "'000day'"]),
+    "a vast step": ("v\n1\n", {"step": "9" * 20 + "day"}, ["--step", "below 10,000 years"]),
+    "a long step": ("v\n1\n", {"step": "9" * 5000 + "day"}, ["--step", "below 10,000 years"]),
+    "an encoding that nothing is in": (
+        b"v\n1\n",
+        {"encoding": "undefined"},
+        ["--encoding", "t.csv"],
+    ),
+    "not punycode": (b"v\n1-\\\n", {"encoding": "punycode"}, ["--encoding", "t.csv"]),
+    "surrogates": (b"v\n\\ud800\n", {"encoding": "unicode_escape"}, ["--encoding", "t.csv"]),
+    "two letters for a tab": ("a\n1\n", {"delimiter": "\\t"}, ["--delimiter", r"a tab, $'\t'"]),
     "bad zone": (
         "date,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n",
         {"timezone": "Mars/Base"},
@@ -470,6 +547,25 @@ TIMES: dict[str, tuple[list[Any], dict[str, Any], str, list[str]]] = {
         ["2020-01-01T00:30:00", "2020-01-01T00:40:00"],
     ),
     "a count": ([0, 1, 2, 3], {"time": "time"}, "1", ["3", "4"]),
+    "a large count": ([12345678901, 12345678902], {}, "1", ["12345678902", "12345678903"]),
+    "hours alone": (
+        ["2020-01-01T22", "2020-01-01T23"],
+        {},
+        "1 hour",
+        ["2020-01-01T23:00:00", "2020-01-02T00:00:00"],
+    ),
+    "format of days with names": (
+        ["Wed 2020-01-01", "Thu 2020-01-02"],
+        {"time_format": "%a %Y-%m-%d"},
+        "1 day",
+        ["2020-01-02", "2020-01-03"],
+    ),
+    "seconds with a sign": (
+        ["+5", "+6"],
+        {"time_format": "s"},
+        "1 second",
+        ["1970-01-01T00:00:06Z", "1970-01-01T00:00:07Z"],
+    ),
 }
 
 
@@ -528,6 +624,97 @@ def test_numbers_as_names_and_times(tmp_path: Any) -> None:
         tables.read(none, time="s", column="v")
     with pytest.raises(ValueError, match="--series: expected one of s, v, got ''"):
         tables.read(frame, series="")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame", "pandas", "pandas with missing"])
+def test_whole_numbers_are_names_as_they_are(kind: str, tmp_path: Any) -> None:
+    """float64 would make one series of two."""
+    pl = pytest.importorskip("polars", reason="polars is not installed")
+    names = [2**53, 2**53, 2**53 + 1, 2**53 + 1]
+    source = pl.DataFrame({"s": names, "t": [1, 2, 1, 2], "v": [1.0, 2.0, 3.0, 4.0]})
+    if kind == "csv":
+        source.write_csv(tmp_path / "a")
+    elif kind == "parquet":
+        source.write_parquet(tmp_path / "a")
+    elif kind.startswith("pandas"):
+        pd = pytest.importorskip("pandas", reason="pandas is not installed")
+        source = pd.DataFrame({"s": names, "t": [1, 2, 1, 2], "v": [1.0, 2.0, 3.0, 4.0]})
+        if kind == "pandas with missing":
+            source["s"] = pd.array(names, dtype="Int64")
+            source["w"] = pd.array([1, None, 2, 3], dtype="Int64")
+    path = tmp_path / "a" if kind in ("csv", "parquet") else source
+    table = tables.read(path, series="s", time="t", column="v")
+    assert {s.name: s.values.tolist() for s in table.series} == {
+        "9007199254740992": [1, 2],
+        "9007199254740993": [3, 4],
+    }
+    with pytest.raises(ValueError, match=r"got 1 in .* and .*; --series s if that column tells"):
+        tables.read(path, time="t", column="v")
+
+
+def test_rows_after_the_last_value_are_the_future_of_inputs(tmp_path: Any) -> None:
+    content = "date,v,p\n2020-01-01,1,1\n2020-01-02,2,1\n2020-01-03,,0\n"
+    (known,) = read(tmp_path, content, column="v", known="p").notes
+    assert known == "1 rows after the last value of v: the future"
+    assert read(tmp_path, content, column="v").notes == (
+        "1 rows after the last value of v left out",
+    )
+
+
+def test_times_of_whole_numbers_are_exact() -> None:
+    """Nanoseconds since 1970 have more digits than float64."""
+    pl = pytest.importorskip("polars", reason="polars is not installed")
+    times = [1600000000000001000, 1600000000000002000]
+    table = tables.read(pl.DataFrame({"time": times, "v": [1, 5]}), column="v")
+    assert table.series[0].times(0, 2) == [
+        "2020-09-13T12:26:40.000001Z",
+        "2020-09-13T12:26:40.000002Z",
+    ]
+
+
+def test_a_column_called_time_may_be_passed_over(tmp_path: Any) -> None:
+    table = read(tmp_path, "date,v\nThu 2020-01-02,2\nWed 2020-01-01,1\n", time="")
+    assert (table.time, table.series[0].values.tolist()) == (None, [2, 1])
+    assert read(tmp_path, "date,v\n,2\n-,1\n").time is None  # nothing is in it
+
+
+def test_several_business_days(tmp_path: Any) -> None:
+    days = [str(d) for d in np.busday_offset("2020-01-01", np.arange(10))]
+    content = "date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(days))
+    table = read(tmp_path, content, step="2 business days")
+    assert table.series[0].values.tolist() == [0.5, 2.5, 4.5, 6.5, 8.5]
+    assert table.series[0].times(0, 2) == [days[0], days[2]]
+
+
+ADVICE = {
+    "decimal mark": 'd,v\n2020-01-01,"1,003"\n2020-01-02,5\n',
+    "two marks": "d;v\n2020-01-01;1,5\n2020-01-02;1.5\n",
+    "dot": "d,v\n2020-01-01,1.234\n2020-01-02,987\n",
+    "missing": "d,v\n2020-01-01,1\n2020-01-02,\n2020-01-03,3\n",
+    "word": "d,v\n2020-01-01,1\n2020-01-02,n.d.\n2020-01-03,3\n",
+    "duplicates": "d,v\n2020-01-01,1\n2020-01-01,3\n2020-01-02,2\n",
+    "stacked": SHOPS.replace("date", "d"),
+    "header": "1,2\n3,4\n",
+    "widths": "d,v\n2020-01-01,1\n2020-01-02\n2020-01-03,3\n",
+    "day or month": "d,v\n01/02/2020,1\n02/02/2020,2\n",
+    "two digits": "d,v\n13.02.20,1\n14.02.20,2\n",
+    "no times": "d,v\nx,1\ny,2\n",
+    "a footer": "d,v\n2020-01-01,1\n2020-01-02,2\nTotal,3\n",
+    "steps": "d,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n2020-01-01 01:07,2\n2020-01-03,2\n",
+    "gaps": "d,v\n2000-01-01 00:00,1\n2000-01-01 00:01,1\n2020-01-01 00:00,2\n",
+    "column": "d,w\n2020-01-01,1\n2020-01-02,2\n",
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_errors_name_no_option_that_the_command_lacks(name: str, tmp_path: Any) -> None:
+    options = {"column": "v", "time": "d", "max_missing": 0.0}
+    with pytest.raises(ValueError, match=r"--[a-z]"):
+        read(tmp_path, ADVICE[name], **options)
+    with pytest.raises(ValueError) as e:
+        read(tmp_path, ADVICE[name], command={}, **options)
+    assert "--" not in str(e.value)
+    assert str(e.value).startswith("FILE: expected ")
 
 
 def test_known_and_observed(tmp_path: Any) -> None:

@@ -94,6 +94,32 @@ def test_read(here: Path) -> None:
         tag.read(["b.txt"], 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("# a comment\n#\n# # B-NP\na X\n# # B-NP\n# X\nb X\n", ["a", "#", "#", "b"]),
+        ("#\tX\n# X\n", ["#", "#"]),
+        ("a X\nEOS\n# a comment\nb X\n", ["a", "b"]),
+    ],
+)
+def test_comments_are_before_a_sequence(text: str, tokens: list[str], here: Path) -> None:
+    (here / "b.txt").write_text(text)
+    data = tag.read(["b.txt"])
+    assert [token for some in data.tokens for token in some] == tokens
+    assert [token for some in tag._untagged("b.txt", 1) for token in some] == tokens
+
+
+def test_tokens_and_tags_are_in_two_columns(here: Path) -> None:
+    with pytest.raises(ValueError, match="token_column: expected another column than that of"):
+        tag.read(["a.conll"], 2, 2)
+    with pytest.raises(
+        ValueError,
+        match=r"3 columns or more, got 2 in line 1 of .*in the last one, behind column 2",
+    ):
+        tag.read(["a.conll"], 2)
+    assert tag.read(["a.conll"], 2, 1).tokens == tag.read(["a.conll"]).tags
+
+
 def test_stress_of_the_dictionary() -> None:
     try:
         data = tag.stress()
@@ -156,6 +182,18 @@ BAD: dict[str, tuple[list[str], str]] = {
     "columns": (
         ["train", "tag", "a.conll", "--tag-column", "9"],
         "expected 9 columns or more, got 2 in line 1",
+    ),
+    "one column": (
+        ["train", "tag", "a.conll", "--token-column", "2", "--tag-column", "2"],
+        "ostinato: --token-column: expected another column than that of the tags, got 2 for both",
+    ),
+    "columns of nothing": (
+        ["train", "tag", "--tag-column", "2"],
+        "--tag-column: expected DATA with it, got none",
+    ),
+    "a result": (
+        ["predict", "m", "  ", "--out", "a.json"],
+        "--out: expected a name that ends in .tsv, .txt or .conll, got 'a.json'",
     ),
     "no text": (["train", "tag", "bytes.conll"], "expected text in UTF-8"),
     "no file": (["train", "tag", "none.conll"], "none.conll"),
@@ -249,6 +287,11 @@ def test_predict_reads_lines(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["predict", "m", "-", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["sequences"]
     assert [one["tokens"] for one in found] == [["a", "b"], ["c"]]
+    # An argument names a file, a line does not.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n@a.conll\n")))
+    assert main(["predict", "m", "-", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["sequences"]
+    assert [one["tokens"] for one in found] == [["a"], ["@a.conll"]]
     assert main(["predict", "m", "a \x1b[2J"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out

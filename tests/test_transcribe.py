@@ -293,6 +293,8 @@ def test_bad_input_of_predict(
         return capsys.readouterr().err
 
     assert "INPUT: expected WAV files, got none" in error()
+    line = error("none.wav", "--out", str(tmp_path / "a.csv"))
+    assert "--out: expected a name that ends in .tsv or .txt, got" in line
     assert "INPUT: expected at least 25 ms" in error(write(tmp_path / "e.wav", np.zeros(0)))
     (tmp_path / "t.wav").write_text("no sound")
     assert "INPUT: expected a WAV file of whole numbers" in error(str(tmp_path / "t.wav"))
@@ -460,7 +462,7 @@ def test_options_are_checked(data: list[str], capsys: pytest.CaptureFixture[str]
     assert main(["train", "transcribe", *data, "--part", "2"]) == 2
     assert "part: expected a number above 0 and at most 1" in capsys.readouterr().err
     assert main(["train", "transcribe", *data, "--sample-rate", "100"]) == 2
-    assert "sample_rate: expected 4000 to 192000" in capsys.readouterr().err
+    assert "--sample-rate: expected 4000 to 192000" in capsys.readouterr().err
     assert load("transcribe").options is TranscribeOptions
 
 

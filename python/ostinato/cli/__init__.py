@@ -33,6 +33,13 @@ def _run(args: argparse.Namespace) -> None:
     write(json.dumps(figures, default=plain) + "\n")
 
 
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuse an empty name, as of a variable that is not set: it would be the current folder."""
+    for name, wanted in (("save", "a folder"), ("out", "a file")):
+        if getattr(args, name, None) == "":
+            raise ValueError(f"--{name}: expected {wanted}, got an empty name")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of the command line.
 
@@ -57,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.plot = None
     args.parallel = None
     try:
+        _check_names(args)
         with ranks(args):
             _run(args)
     except BrokenPipeError:  # the reader of a pipe has gone

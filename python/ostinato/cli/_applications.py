@@ -11,10 +11,14 @@ from typing import Any
 
 from ..tasks import _application, _picture
 from ..tasks.models import prepare_file
-from ._arguments import number, whole
+from ._arguments import LARGEST_SIZE, number, whole
+from ._commands import check_memory
 
 # Other names of options, that users of other libraries type.
 ALIASES = {"--rate": ("--lr",), "--batch": ("--batch-size",)}
+
+# Options that parameters are allocated by, bounded as in ``train text``.
+SIZES = ("hidden", "embedding", "layers")
 
 # Names that options had before, which the help does not show: for each what it is called now, and
 # the value that it stands for.
@@ -67,8 +71,9 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         default = int(value) if value == int(value) else value
         c.add_argument(*flags, type=_part, default=default, help=text)
     elif kind in ("count", "index"):
-        least = _application.LIMITS[kind][0]
-        c.add_argument(*flags, type=whole(int(least)), default=f.default, help=text)
+        least = int(_application.LIMITS[kind][0])
+        convert: Any = whole(least, LARGEST_SIZE) if f.name in SIZES else whole(least)
+        c.add_argument(*flags, type=convert, default=f.default, help=text)
     else:
         right = _within(kind)
         convert = number(_application.expected_number(kind), right)
@@ -107,6 +112,10 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Train the model of an application."""
     options = _application.load(args.task).options
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(options)}
+    if "hidden" in values:  # before the data are read; of two directions one is counted
+        cell = values.get("cell", "lstm")
+        layers = values.get("layers", 1)
+        check_memory(cell, values.get("embedding", 0), values["hidden"], layers)
     report = _report(args)
     figures = _application.train(
         args.task,
@@ -140,7 +149,12 @@ def add_predict(commands: Any, words: Sequence[str] | None) -> None:
         ),
     )
     c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
-    c.add_argument("--out", metavar="FILE", help="write the result to this file")
+    c.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the result to this file: .csv (anomaly, classify), .abc or .mid (compose), "
+        ".tsv or .txt (parse, tag, transcribe, translate), and .conll (tag)",
+    )
     c.add_argument("--overwrite", action="store_true", help="replace existing files")
     c.add_argument("--json", action="store_true", help="print one JSON object")
     c.set_defaults(run=_run_predict)
@@ -175,6 +189,7 @@ def _run_evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _saved(args: argparse.Namespace, out: str | None) -> _application.Run:
     """Return where predict or evaluate write, checked."""
+    _application.check_apart("--out", out, "--plot", args.plot)
     for name, path in (("--plot", args.plot), ("--out", out)):
         prepare_file(name, path, overwrite=args.overwrite)
     _picture.check(args.plot)

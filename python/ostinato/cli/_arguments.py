@@ -46,7 +46,8 @@ def number(expected: str, right: Callable[[float], bool]) -> Callable[[str], flo
     return convert
 
 
-COUNT, SIZE = whole(1), whole(1, 10**6)
+LARGEST_SIZE = 10**6
+COUNT, SIZE = whole(1), whole(1, LARGEST_SIZE)
 SEED = whole(0, 2**63 - 1)
 RATE = number("a finite number above 0", lambda v: v > 0)
 FRACTION = number("a number in [0, 1)", lambda v: 0 <= v < 1)

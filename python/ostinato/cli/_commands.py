@@ -85,7 +85,7 @@ def run_train_text(args: argparse.Namespace) -> dict[str, Any]:
         device=args.device,
         batch=args.batch,
     )
-    _check_memory(args.cell, text.EMBEDDING, args.hidden, args.layers)
+    check_memory(args.cell, text.EMBEDDING, args.hidden, args.layers)
     with models.prepare_folder(args.save, resume=args.resume, overwrite=args.overwrite):
         # The folder is checked before the text is read, which can take a minute.
         source = corpora.read(args.file, args.corpus)
@@ -114,6 +114,7 @@ def run_train_series(args: argparse.Namespace) -> dict[str, Any]:
     from ..tasks import forecaster, series
 
     names = ("horizon", "hidden", "layers", "cell", "epochs", "lr", "seed", "members")
+    check_memory(args.cell, 0, args.hidden, args.layers)  # before the table is read
     options = forecaster.ForecastOptions(**{name: getattr(args, name) for name in names})
     screen = sys.stderr if args.json else sys.stdout
     figures = series.train_series(
@@ -227,7 +228,7 @@ def _described_layer(args: argparse.Namespace) -> Any:
         "rnn": {"nonlinearity": args.nonlinearity or "tanh"},
     }[args.cell]
     inputs = args.input or args.hidden
-    _check_memory(args.cell, inputs, args.hidden, args.layers * (1 + args.bidirectional))
+    check_memory(args.cell, inputs, args.hidden, args.layers * (1 + args.bidirectional))
     layer = cells[args.cell](
         inputs,
         args.hidden,
@@ -278,7 +279,7 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _check_memory(cell: str, inputs: int, hidden: int, layers: int) -> None:
+def check_memory(cell: str, inputs: int, hidden: int, layers: int) -> None:
     """Raise an error for a network that does not fit into this machine's memory.
 
     Its parameters, gradients and initial values count.

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 LONGEST = 2000  # characters of an error
 # What the help calls the arguments without dashes that name files.
 POSITIONAL = {"file": "FILE", "data": "DATA", "inputs": "INPUT", "dir": "DIR"}
+# What the parsed arguments have beside options.
+NO_OPTIONS = {*POSITIONAL, "command", "task", "run", "parallel"}
 
 
 def one_line(message: object) -> str:
@@ -28,7 +31,9 @@ def one_line(message: object) -> str:
 
 
 def error_line(error: BaseException, args: argparse.Namespace) -> str:
-    """Return the line of an error; one of the system's says which argument named the file.
+    """Return the line of an error, which speaks of the options, not of the arguments in Python.
+
+    One of the system's says which argument named the file.
 
     Args:
         error: the error.
@@ -39,9 +44,32 @@ def error_line(error: BaseException, args: argparse.Namespace) -> str:
     """
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return one_line(_of_system(error, args))
-    line = one_line(error) or type(error).__name__
+    line = _of_command(one_line(error) or type(error).__name__, args)
     # What a file holds may be as long as it likes.
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ... ({len(line)} characters)"
+
+
+def _of_command(line: str, args: argparse.Namespace) -> str:
+    """Return a line with the names that its argument has in the command line."""
+    name, colon, rest = line.partition(":")
+    given = vars(args)
+    command, task = given.get("command"), given.get("task")
+    forecasts = command == "forecast" or task in ("forecast", "series")
+    series = re.fullmatch(r"series(?:\[(\d+)\])?", name)
+    if series is not None and forecasts:  # those of FILE; --series is the column of their names
+        number = series[1]
+        return f"FILE{'' if number is None else f', series {int(number) + 1}'}:{rest}"
+    if name == "DIR" and task == "transfer":
+        return f"--source:{rest}"
+    if name == "memory_limit" and command == "explain":
+        rest = rest.replace("training=True", "--train")
+    named = [p for key in POSITIONAL for p in _as_list(given.get(key))]  # a file may be called so
+    other = name in NO_OPTIONS or name in named or (command == "explain" and name == "cell")
+    return f"--{name.replace('_', '-')}:{rest}" if colon and name in given and not other else line
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _of_system(error: OSError, args: argparse.Namespace) -> str:
@@ -65,7 +93,7 @@ def _argument_of(path: str, args: argparse.Namespace) -> str | None:
     for key in (*POSITIONAL, *given_as.keys() - {*POSITIONAL, "command", "task"}):
         value = given_as.get(key)
         name = POSITIONAL.get(key, "--" + key.replace("_", "-"))
-        for given in value if isinstance(value, list) else [value]:
+        for given in _as_list(value):
             if not isinstance(given, str) or not given:
                 continue
             if given == path:

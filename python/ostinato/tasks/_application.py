@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -288,6 +289,7 @@ def train(
     """
     application = load(name)
     check_options(options)
+    check_apart("--save", save, "--plot", plot)
     prepare_file("--plot", plot, overwrite=overwrite)
     _picture.check(plot)
     # Without a folder it is the picture that may be replaced.
@@ -296,6 +298,70 @@ def train(
         picture = None if plot is None else Path(plot)
         run = Run(folder, picture, None, report, parallel)
         return application.train(data, options, run)
+
+
+def check_apart(
+    name: str,
+    path: str | os.PathLike[str] | None,
+    other: str,
+    taken: str | os.PathLike[str] | None,
+) -> None:
+    """Check that two options do not name one file, which the second would write over the first.
+
+    >>> check_apart("--out", "a/../b.png", "--plot", "b.png")
+    Traceback (most recent call last):
+    ...
+    ValueError: --out: expected another file than --plot, got 'a/../b.png'
+
+    Args:
+        name: the option, such as ``--out``.
+        path: what it names; None for none.
+        other: the other option, such as ``--plot``.
+        taken: what that names; None for none.
+
+    Raises:
+        ValueError: both name one file.
+    """
+    if path is None or taken is None:
+        return
+    if os.path.realpath(path) == os.path.realpath(taken):
+        raise ValueError(f"{name}: expected another file than {other}, got {os.fspath(path)!r}")
+
+
+def check_out(path: Path | None, *suffixes: str) -> None:
+    """Check the name of ``--out``, whose end tells what is written: now, and not after the work.
+
+    >>> check_out(Path("a.json"), ".tsv", ".txt")
+    Traceback (most recent call last):
+    ...
+    ValueError: --out: expected a name that ends in .tsv or .txt, got 'a.json'
+
+    Args:
+        path: the file; None for none.
+        *suffixes: the ends that are allowed, in lower case.
+
+    Raises:
+        ValueError: the name ends in another way.
+    """
+    if path is not None and path.suffix.lower() not in suffixes:
+        first, last = ", ".join(suffixes[:-1]), suffixes[-1]
+        ends = f"{first} or {last}" if first else last
+        raise ValueError(f"--out: expected a name that ends in {ends}, got {str(path)!r}")
+
+
+def one_cell(text: str) -> str:
+    r"""Return a text as a cell of a line of ``--out``: with spaces for tabs and ends of lines.
+
+    >>> one_cell("a\tb\r\nc")
+    'a b  c'
+
+    Args:
+        text: the text.
+
+    Returns:
+        It, as long as it was.
+    """
+    return re.sub("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]", " ", text)
 
 
 def texts_given(inputs: Sequence[str]) -> list[str]:
@@ -314,13 +380,34 @@ def texts_given(inputs: Sequence[str]) -> list[str]:
         ValueError: nothing was given, or a standard input that is missing, read twice, blank or no
             text in UTF-8.
     """
+    return [text for text, _ in inputs_given(inputs)]
+
+
+def inputs_given(inputs: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return what `texts_given` does, and of each text whether it is an argument.
+
+    Arguments may name files; a line of the standard input is a text, whatever it looks like.
+
+    >>> inputs_given(["one"])
+    [('one', True)]
+
+    Args:
+        inputs: the arguments.
+
+    Returns:
+        The texts, with False for lines of the standard input.
+
+    Raises:
+        ValueError: as by `texts_given`.
+    """
     if not inputs:
         raise ValueError("INPUT: expected texts, or - for the lines of the standard input")
     if list(inputs).count("-") > 1:
         raise ValueError("INPUT: expected '-', the standard input, once, got it twice")
-    texts: list[str] = []
+    texts: list[tuple[str, bool]] = []
     for given in inputs:
-        texts += [given] if given != "-" else _standard_input()
+        lines = _standard_input() if given == "-" else None
+        texts += [(given, True)] if lines is None else [(line, False) for line in lines]
     if not texts:
         raise ValueError("INPUT: expected at least one line that is not blank, got none")
     return texts

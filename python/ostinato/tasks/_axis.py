@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .._annotations import readable
-from .._check import Array
+from .._check import Array, quoted
+from ._remedy import fix
 from ._times import MONTH_FORMS, Stamps, offset_of
 
 __all__ = ["DAY", "UNITS", "Axis", "Step", "common_step", "find_axis", "floor_to", "parse_step"]
@@ -24,6 +25,8 @@ MICROSECONDS = {
 }
 DAY = MICROSECONDS["day"]
 MONTH = np.timedelta64(1, "M")
+LONGEST_STEP = 9999 * 365.2425 * 86400  # seconds
+DIGITS = 12  # of the count of the longest step, in seconds
 UNITS = ("month", "business day", "microsecond", "number")  # of steps
 
 
@@ -81,7 +84,7 @@ def parse_step(text: str) -> Step:
     Raises:
         ValueError: the text is no step.
     """
-    match = re.fullmatch(r"\s*(\d*)\s*([a-z -]+?)\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]*)\s*([a-z -]+?)\s*", text.lower())
     names = {
         "s": "second", "sec": "second", "second": "second",
         "t": "minute", "min": "minute", "minute": "minute", "h": "hour", "hour": "hour",
@@ -90,16 +93,22 @@ def parse_step(text: str) -> Step:
         "business day": "business day", "business-day": "business day",
     }  # fmt: skip
     unit = names.get(match[2], names.get(match[2].removesuffix("s"))) if match else None
-    if match is None or unit is None or match[1] in {"0", "00"}:
+    digits = match[1].lstrip("0") if match else ""
+    if match is None or unit is None or (match[1] and not digits):
         raise ValueError(
-            f"--step: expected a step such as 15min, 1h, day, week, month or quarter, got {text!r}"
+            "--step: expected a step such as 15min, 1h, day, week, month or quarter, got "
+            f"{quoted(text)}"
         )
-    count = int(match[1] or 1)
+    count = int(digits[:DIGITS] or 1)
     if unit in {"month", "quarter", "year"}:
-        return Step("month", count * {"month": 1, "quarter": 3, "year": 12}[unit])
-    if unit == "business day":
-        return Step(unit, count)
-    return Step("microsecond", count * MICROSECONDS[unit])
+        step = Step("month", count * {"month": 1, "quarter": 3, "year": 12}[unit])
+    elif unit == "business day":
+        step = Step(unit, count)
+    else:
+        step = Step("microsecond", count * MICROSECONDS[unit])
+    if len(digits) > DIGITS or (step.seconds or 0) > LONGEST_STEP:
+        raise ValueError(f"--step: expected a step below 10,000 years, got {quoted(text)}")
+    return step
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ class Axis:
         """
         times = self.at(k)
         if self.step.unit == "number":
-            return [f"{t:.10g}" for t in times]
+            return [_plainly(t) for t in times.tolist()]
         if self.zone is not None:
             return _in_zone(times, self.zone)
         return [self._label(t) for t in times]
@@ -187,6 +196,11 @@ class Axis:
             return str(day)
         seconds = t.astype("datetime64[s]")
         return str(seconds if t == seconds else t)
+
+
+def _plainly(number: float) -> str:
+    """Return a number as text: whole ones with all digits, others without those of rounding."""
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else f"{number:.10g}"
 
 
 def _in_zone(instants: Array, zone: str) -> list[str]:
@@ -208,7 +222,8 @@ def _in_zone(instants: Array, zone: str) -> list[str]:
 def floor_to(times: Array, step: Step) -> Array:
     """Return the beginnings of the steps in which times lie.
 
-    Weeks begin on Mondays; weekends belong to Fridays.
+    Weeks begin on Mondays; weekends belong to Fridays. Several business days are counted from the
+    first of the times.
 
     Args:
         times: datetime64[us] [n].
@@ -223,6 +238,9 @@ def floor_to(times: Array, step: Step) -> Array:
         return months.astype("datetime64[M]").astype("datetime64[us]")
     if step.unit == "business day":
         days = np.busday_offset(times.astype("datetime64[D]"), 0, roll="backward")
+        if count > 1:
+            first = days.min()
+            days = np.busday_offset(first, np.busday_count(first, days) // count * count)
         return np.asarray(days.astype("datetime64[us]"))
     monday = 4 * DAY if count % MICROSECONDS["week"] == 0 else 0
     ticks = times.astype("datetime64[us]").astype(np.int64)
@@ -468,8 +486,12 @@ def _mixed(stamps: Stamps, label: Callable[[int], str]) -> ValueError:
     odd = int((differences != values[order[0]]).argmax()) + 1
     return ValueError(
         f"FILE: expected times with one step, got steps of {most}; the first other one ends at "
-        f"{stamps.values[odd].astype('datetime64[s]')} ({label(odd)}); --step gives one, such as "
-        "--step day, by the mean of the rows in each"
+        f"{stamps.values[odd].astype('datetime64[s]')} ({label(odd)})"
+        + fix(
+            "--step gives one, such as --step day, by the mean of the rows in each",
+            "--step",
+            otherwise="mend the times",
+        )
     )
 
 

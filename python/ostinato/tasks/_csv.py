@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .._check import Array
+from .._check import Array, quoted
+from ._remedy import argument, has
 
 __all__ = ["Cells", "decode", "split"]
 
@@ -102,16 +103,20 @@ def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str |
                 raise LookupError(encoding)
             name = codec.name
             text = raw.decode("utf-8-sig" if name == "utf-8" else name)
+            return text.removeprefix("\ufeff").encode(), None
         except LookupError:
             raise ValueError(
                 f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}"
             ) from None
-        except UnicodeDecodeError as e:
+        except UnicodeError as e:  # some codecs tell no place; of some, the text has surrogates
+            at = "bytes that have no meaning in it"
+            if isinstance(e, UnicodeDecodeError):
+                at = f"{e.reason} at byte {e.start}"
+            elif isinstance(e, UnicodeEncodeError):
+                at = f"half of a surrogate pair at character {e.start}"
             raise ValueError(
-                f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte "
-                f"{e.start}"
+                f"{argument('--encoding')}: expected text in {encoding}, got {source} with {at}"
             ) from None
-        return text.removeprefix("\ufeff").encode(), None
     for mark, name in BYTE_ORDER_MARKS:
         if raw.startswith(mark):
             rest = raw[len(mark) :]
@@ -330,7 +335,10 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     if delimiter is not None and (
         len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\n\r'
     ):
-        raise ValueError(f"--delimiter: expected one ASCII character, got {delimiter!r}")
+        raise ValueError(
+            "--delimiter: expected one ASCII character, such as ';' or a tab, $'\\t', got "
+            f"{quoted(delimiter)}"
+        )
     if not text.strip():
         raise ValueError(f"FILE: expected a header and rows, got an empty file: {source}")
     found = delimiter or _find_delimiter(text)
@@ -444,7 +452,8 @@ def _same_width(text: bytes, records: _Records, delimiter: str | None) -> None:
     elif k == len(records.cells) - 1:
         fix = "a line below the table, as a footer, has to go"
     else:
-        fix = "mend the line, or name what separates cells with --delimiter"
+        fix = "mend the line"
+        fix += ", or name what separates cells with --delimiter" if has("--delimiter") else ""
     raise ValueError(
         f"FILE: expected {width} cells in every row, as in line {int(records.lines[0])}, got "
         f"{int(records.cells[k])} in line {int(records.lines[k])}: {row!r}{more}; {fix}"

@@ -19,6 +19,7 @@ from .._annotations import readable
 from .._check import Array, quoted, some
 from ._application import held_out_of, package_file
 from ._frames import Raw, import_polars, load
+from ._remedy import only
 from ._table import ReadOptions
 
 SPLIT_SEED = 0  # the rows that are held out do not depend on the seed of a run
@@ -177,7 +178,8 @@ def read_tables(
     groups: list[str] = []
     places: list[str] = []
     for path in paths:
-        raw = load(path, options)
+        with only({}):  # the command has no option of the reader
+            raw = load(path, options)
         texts += _column(raw, "--text", text)
         labels += _column(raw, "--label", label)
         groups += _column(raw, "--group", group) if group else []
@@ -196,10 +198,21 @@ def _column(raw: Raw, option: str, name: str) -> list[str]:
         return cells
     if option == "--text":
         raise ValueError(f"{option}: expected a column of text, got numbers or times in {name!r}")
-    values = raw.columns[name].to_list()
-    return [
-        "" if v is None or v != v else f"{v:g}" if isinstance(v, float) else str(v) for v in values
-    ]
+    values = raw.exact.get(name, raw.columns[name])
+    if values.dtype.is_numeric() and not values.dtype.is_float():
+        exact: list[str] = raw.texts(name).to_list()
+        return exact
+    if name in raw.exact:  # of 32 bits: the digits that a file of text would have
+        values = values.cast(import_polars().String).cast(import_polars().Float64)
+    return ["" if v is None or v != v else _written(v) for v in values.to_list()]
+
+
+def _written(value: object) -> str:
+    """Return a number or a time as text that no other one has."""
+    if isinstance(value, float):
+        whole = value.is_integer() and abs(value) < 2**63
+        return str(int(value)) if whole else repr(value)
+    return str(value)
 
 
 def has_words(text: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import stat
 import zlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from .._check import Array, some
 from .._files import open_regular
 from . import _csv, _numbers, _times
+from ._remedy import fix
 from ._table import ReadOptions
 
 SMALL = 256 << 20  # bytes that any compressed file may hold
@@ -43,6 +44,8 @@ class Raw:
 
     Attributes:
         columns: Polars series of text, float64 or datetimes, by name.
+        exact: those of numbers that are no float64, as they are, by name. They may be names or
+            times, which float64 would round.
         source: where they come from, for messages.
         delimiter: the delimiter of a CSV file.
         lines: int64 [rows], the line of each row in a CSV file.
@@ -54,6 +57,7 @@ class Raw:
     delimiter: str | None = None
     lines: Array | None = None
     notes: tuple[str, ...] = ()
+    exact: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -71,6 +75,30 @@ class Raw:
     def is_time(self, name: str) -> bool:
         """Return whether a column holds times of a calendar."""
         return bool(self.columns[name].dtype.is_temporal())
+
+    def texts(self, name: str) -> Any:
+        """Return a column as text, "" where it is missing; different cells have different texts."""
+        pl = import_polars()
+        cells = self.columns[name]
+        if self.is_text(name):
+            return cells
+        if self.is_time(name):
+            return cells.cast(pl.String).fill_null("")
+        cells = self.exact.get(name, cells)
+        if not cells.dtype.is_float():
+            return _written(cells)
+        known = cells.fill_nan(None)
+        whole = bool(((known == known.round()) & (known.abs() < 2**63)).all())
+        return (known.cast(pl.Int64) if whole else known).cast(pl.String).fill_null("")
+
+
+def _written(cells: Any) -> Any:
+    """Return whole numbers, or decimal fractions, as text without zeros at the end."""
+    pl = import_polars()
+    text = cells.cast(pl.String).fill_null("")
+    if cells.dtype.is_integer() or not cells.dtype.scale:
+        return text
+    return text.str.strip_chars_end("0").str.strip_chars_end(".")
 
 
 def load(source: Any, options: ReadOptions) -> Raw:
@@ -137,8 +165,13 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
     if all(_times.kinds_of(c, True)[0] or _numbers.share_of_numbers(c, ()) for c in full):
         raise ValueError(
             f"FILE: expected names of columns in line {cells.first_line}, got "
-            f"{some(cells.first[:4], plain=True)} in {source}; "
-            "--no-header if that is a row of values, --header if those are names"
+            f"{some(cells.first[:4], plain=True)} in {source}"
+            + fix(
+                "--no-header if that is a row of values, --header if those are names",
+                "--no-header",
+                "--header",
+                otherwise="write names into the first line",
+            )
         )
 
 
@@ -193,7 +226,11 @@ def _from_frame(frame: Any) -> Raw:
             f"got {type(frame).__name__}; pandas.Series(values) makes one of an array"
         )
     plain = {str(name): _plain(column) for name, column in columns.items()}
-    raw = Raw({n: c for n, c in plain.items() if c is not None}, f"a frame of {module}")
+    rounded = {n: c for n, c in columns.items() if c.dtype.is_numeric() and c.dtype != pl.Float64}
+    exact = {str(name): column for name, column in rounded.items()}
+    raw = Raw(
+        {n: c for n, c in plain.items() if c is not None}, f"a frame of {module}", exact=exact
+    )
     if not raw.rows:
         raise ValueError("source: expected a frame with rows, got an empty one")
     return raw
@@ -227,7 +264,9 @@ def _pandas_columns(frame: Any) -> dict[str, Any]:
             columns[str(name)] = utc.dt.convert_time_zone(str(column.dtype.tz))
         elif column.dtype.kind == "M":
             columns[str(name)] = pl.Series(column.to_numpy().astype("datetime64[us]"))
-        elif column.dtype.kind in "iufb":
+        elif column.dtype.kind in "iu":
+            columns[str(name)] = _whole_numbers(column)
+        elif column.dtype.kind in "fb":
             columns[str(name)] = pl.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
         else:
             empty = column.isna().to_numpy()
@@ -235,6 +274,16 @@ def _pandas_columns(frame: Any) -> dict[str, Any]:
                 ["" if e else str(v) for v, e in zip(column, empty)], dtype=pl.String
             )
     return columns
+
+
+def _whole_numbers(column: Any) -> Any:
+    """Return a pandas column of whole numbers as a Polars series that is exact."""
+    pl = import_polars()
+    kind = pl.Int64 if column.dtype.kind == "i" else pl.UInt64
+    if column.isna().any():
+        cells = column.to_numpy(dtype=object, na_value=None).tolist()
+        return pl.Series([None if cell is None else int(cell) for cell in cells], dtype=kind)
+    return pl.Series(column.to_numpy(dtype=np.int64 if kind == pl.Int64 else np.uint64))
 
 
 class Columns:
@@ -256,8 +305,11 @@ class Columns:
 
     def known_cells(self, name: str) -> Any:
         """Return the cells of a column that are not missing."""
-        cells = self.raw.columns[name]
-        return cells.filter(~_numbers._missing(cells, self.options.null))
+        return self.raw.columns[name].filter(self.known(name))
+
+    def known(self, name: str) -> Any:
+        """Return which cells of a column of text are not missing, as a Polars series of bool."""
+        return ~_numbers._missing(self.raw.columns[name], self.options.null)
 
     def share_of_numbers(self, name: str) -> float:
         """Return the share of numbers among the cells that are not missing."""

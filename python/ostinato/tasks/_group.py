@@ -9,6 +9,7 @@ import numpy as np
 from .._check import LONGEST, Array, quoted
 from ._axis import DAY, Axis, Step, find_axis, floor_to
 from ._frames import Columns
+from ._remedy import argument, fix, has
 from ._table import Series
 from ._times import Stamps
 
@@ -65,7 +66,8 @@ class Group:
             raise ValueError(
                 f"FILE: expected rows at most of the steps, got {len(position)} in "
                 f"{int(position[-1]) + 1} steps of "
-                f"{self.axis.step}{self._of()}; --step names a longer one"
+                f"{self.axis.step}{self._of()}"
+                + fix("--step names a longer one", "--step", otherwise="mend the times")
             )
         self.grid = {}
         for n, v in combined.items():
@@ -77,7 +79,9 @@ class Group:
 
     def _gathered(self, stamps: Stamps, step: Step) -> Stamps:
         if stamps.values.dtype.kind == "f":
-            raise ValueError("--step: expected times of a calendar for it, got plain numbers")
+            raise ValueError(
+                f"{argument('--step')}: expected times of a calendar for it, got plain numbers"
+            )
         if stamps.instants is not None and step.unit == "microsecond" and step.count < DAY:
             instants = floor_to(stamps.instants, step)
             return Stamps(instants, "date", stamps.zone, instants)
@@ -134,7 +138,7 @@ class Group:
         )
         found = []
         for n in self.columns.free():
-            cells = self.raw.columns[n]
+            cells = self.raw.texts(n) if n in self.raw.exact else self.raw.columns[n]
             codes = cells.rank("dense").to_numpy()[ordered]
             if (
                 n != self.time
@@ -148,17 +152,26 @@ class Group:
 
     def _duplicate(self, ordered: Array, a: int, b: int, candidates: list[str]) -> ValueError:
         raw = self.raw
-        time = raw.columns[self.time or ""][int(ordered[a])]
-        fix = "--duplicates first, last, mean or sum makes one of them"
+        name = self.time or ""
+        time = raw.exact.get(name, raw.columns[name])[int(ordered[a])]
+        none = "leave one of them"
+        advice = fix(
+            "--duplicates first, last, mean or sum makes one of them",
+            "--duplicates",
+            otherwise=none,
+        )
         if candidates:
-            fix = f"--series {candidates[0]} if that column tells several series apart" + (
-                f" (or {', '.join(candidates[1:])})" if candidates[1:] else ""
+            more = f" (or {', '.join(candidates[1:])})" if candidates[1:] else ""
+            advice = fix(
+                f"--series {candidates[0]} if that column tells several series apart{more}",
+                "--series",
+                otherwise=none,
             )
-        elif not self.options.timezone:
-            fix += "; --timezone NAME where clocks were put back"
+        elif not self.options.timezone and has("--timezone"):
+            advice += "; --timezone NAME where clocks were put back"
         return ValueError(
             f"FILE: expected one row for each time{self._of()}, got {time} in "
-            f"{raw.where(int(ordered[a]))} and {raw.where(int(ordered[b]))}; {fix}"
+            f"{raw.where(int(ordered[a]))} and {raw.where(int(ordered[b]))}{advice}"
         )
 
     def series(self, column: str, several: bool) -> Series:
@@ -186,8 +199,9 @@ class Group:
                 f"{begin} rows before the first value of {column}{self._of()} left out"
             )
         if len(values) > end:
+            use = ": the future" if self.options.known else " left out"
             self.notes.append(
-                f"{len(values) - end} rows after the last value of {column}{self._of()}: the future"
+                f"{len(values) - end} rows after the last value of {column}{self._of()}{use}"
             )
         filled, missing = self._filled(column, values[begin:end])
         observed = [self._filled(n, self.grid[n][begin:end])[0] for n in self.options.observed]
@@ -224,14 +238,19 @@ class Group:
                 if o.fill == "error"
                 else f"at most {100 * o.max_missing:g}% missing values"
             )
-            fix = (
-                "--fill linear or previous fills them"
+            none = "fill them in the file"
+            advice = (
+                fix("--fill linear or previous fills them", "--fill", otherwise=none)
                 if o.fill == "error"
-                else f"--max-missing {min(0.99, share + 0.01):.2f} fills them"
+                else fix(
+                    f"--max-missing {min(0.99, share + 0.01):.2f} fills them",
+                    "--max-missing",
+                    otherwise=none,
+                )
             )
             raise ValueError(
                 f"FILE: expected {limit} in column {quoted(column)}{self._of()}, got {count} of "
-                f"{len(values)} ({100 * share:.0f}%), steps without a row included; {fix}"
+                f"{len(values)} ({100 * share:.0f}%), steps without a row included{advice}"
             )
         there = np.flatnonzero(~missing)
         if o.fill == "linear":

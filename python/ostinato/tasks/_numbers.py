@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._check import Array, quoted
+from ._remedy import fix
 
 __all__ = ["LARGEST", "NULLS", "Marks", "Numbers", "find_marks", "parse", "share_of_numbers"]
 
@@ -38,8 +39,12 @@ LARGEST = 1e100  # in magnitude: squares and sums of such numbers are still fini
 
 SPACES = " \u00a0\u2009\u202f"
 GROUPERS = SPACES + "'\u2019"  # never a decimal mark
-PLAIN = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
-NUMERIC = rf"^[+-]?[\d.,{GROUPERS}]*\d[.,]?(?:[eE][+-]?\d+)?$"  # a number under some reading
+PLAIN = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+# A number under some reading. Digits of other scripts count here alone: a column of them has
+# numbers, which are told to be bad; as text it would be passed over in silence.
+NUMERIC = rf"^[+-]?[\d.,{GROUPERS}]*\d[.,]?(?:[eE][+-]?\d+)?$"
+MARKS = ("--decimal", "--thousands")
+PLAINLY = "write the numbers as 1234.5"
 INFINITE = r"^[+-]?(?i:inf|infinity)$"
 
 
@@ -163,20 +168,20 @@ class _Evidence:
 
     # Cells that can be read in one way only, then those that can be read in two.
     KINDS = (
-        ("decimal ,", r"^[+-]?(?:0*|[1-9]\d{3,}),\d+(?:[eE][+-]?\d+)?$"),
-        ("decimal ,", r"^[+-]?\d+,(?:\d{1,2}|\d{4,})(?:[eE][+-]?\d+)?$"),
-        ("decimal ,", r"^[+-]?\d+,\d+[eE][+-]?\d+$"),
-        ("groups . decimal ,", r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+,\d*$"),
-        ("groups .", r"^[+-]?[1-9]\d{0,2}(?:\.\d{3}){2,}$"),
-        ("groups , decimal .", r"^[+-]?[1-9]\d{0,2}(?:,\d{3})+\.\d*$"),
-        ("groups ,", r"^[+-]?[1-9]\d{0,2}(?:,\d{3}){2,}$"),
-        ("decimal .", r"^[+-]?(?:0*|[1-9]\d{3,})\.\d+(?:[eE][+-]?\d+)?$"),
-        ("decimal .", r"^[+-]?\d+\.(?:\d{0,2}|\d{4,})(?:[eE][+-]?\d+)?$"),
-        ("decimal .", r"^[+-]?\d+\.\d+[eE][+-]?\d+$"),
-        ("either ,", r"^[+-]?[1-9]\d{0,2},\d{3}$"),
-        ("either .", r"^[+-]?[1-9]\d{0,2}\.\d{3}$"),
+        ("decimal ,", r"^[+-]?(?:0*|[1-9][0-9]{3,}),[0-9]+(?:[eE][+-]?[0-9]+)?$"),
+        ("decimal ,", r"^[+-]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})(?:[eE][+-]?[0-9]+)?$"),
+        ("decimal ,", r"^[+-]?[0-9]+,[0-9]+[eE][+-]?[0-9]+$"),
+        ("groups . decimal ,", r"^[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]*$"),
+        ("groups .", r"^[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}$"),
+        ("groups , decimal .", r"^[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+\.[0-9]*$"),
+        ("groups ,", r"^[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3}){2,}$"),
+        ("decimal .", r"^[+-]?(?:0*|[1-9][0-9]{3,})\.[0-9]+(?:[eE][+-]?[0-9]+)?$"),
+        ("decimal .", r"^[+-]?[0-9]+\.(?:[0-9]{0,2}|[0-9]{4,})(?:[eE][+-]?[0-9]+)?$"),
+        ("decimal .", r"^[+-]?[0-9]+\.[0-9]+[eE][+-]?[0-9]+$"),
+        ("either ,", r"^[+-]?[1-9][0-9]{0,2},[0-9]{3}$"),
+        ("either .", r"^[+-]?[1-9][0-9]{0,2}\.[0-9]{3}$"),
     )
-    GROUPED = rf"^[+-]?\d{{1,3}}(?:[{GROUPERS}]\d{{3}})+"
+    GROUPED = rf"^[+-]?[0-9]{{1,3}}(?:[{GROUPERS}][0-9]{{3}})+"
 
     def __init__(self, where: Callable[[int], str]) -> None:
         self.where = where
@@ -198,7 +203,7 @@ class _Evidence:
                 # A dot before three digits may separate thousands, if the column has small whole
                 # numbers too.
                 if kind == "either .":
-                    self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?\d{1,3}$").any())
+                    self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?[0-9]{1,3}$").any())
                 row = int(match.arg_max())
                 self.seen[kind] = (
                     f"{quoted(cells[row])} in column {quoted(name)}, {self.where(row)}"
@@ -222,22 +227,33 @@ class _Evidence:
         dot = self._first("decimal .", "groups , decimal .", "groups ,")
         if comma and dot:
             raise ValueError(
-                f"FILE: expected one decimal mark in the whole file, got {comma} and {dot}; "
-                "name it with --decimal, and what separates thousands with --thousands"
+                f"FILE: expected one decimal mark in the whole file, got {comma} and {dot}"
+                + fix(
+                    "name it with --decimal, and what separates thousands with --thousands",
+                    *MARKS,
+                )
             )
         if comma or dot:
             return "," if comma else "."
         if "either ," in self.seen and self.grouper is None:
             raise ValueError(
-                f"FILE: expected numbers that can be read in one way, got {self.seen['either ,']}: "
-                "--decimal ',' if the comma is the decimal mark, --thousands ',' if it separates "
-                "thousands"
+                f"FILE: expected numbers that can be read in one way, got {self.seen['either ,']}"
+                + fix(
+                    "--decimal ',' if the comma is the decimal mark, --thousands ',' if it "
+                    "separates thousands",
+                    *MARKS,
+                    otherwise=PLAINLY,
+                )
             )
         if "either ." in self.seen and (delimiter == ";" or self.small_whole_numbers):
             raise ValueError(
-                f"FILE: expected numbers that can be read in one way, got {self.seen['either .']}: "
-                "--decimal '.' if the dot is the decimal mark, --thousands '.' if it separates "
-                "thousands"
+                f"FILE: expected numbers that can be read in one way, got {self.seen['either .']}"
+                + fix(
+                    "--decimal '.' if the dot is the decimal mark, --thousands '.' if it "
+                    "separates thousands",
+                    *MARKS,
+                    otherwise=PLAINLY,
+                )
             )
         return "," if "either ," in self.seen else "."
 
@@ -285,7 +301,9 @@ def parse(cells: Any, marks: Marks, nulls: Sequence[str] = ()) -> Numbers:
         )
         has = text.str.contains(mark)
         if has.any():
-            bad = has & ~text.str.contains(rf"^[+-]?\d{{1,3}}(?:{mark}\d{{3}})+(?:{d}\d*)?$")
+            bad = has & ~text.str.contains(
+                rf"^[+-]?[0-9]{{1,3}}(?:{mark}[0-9]{{3}})+(?:{d}[0-9]*)?$"
+            )
             text = text.str.replace_all(mark, "")
     if marks.decimal != ".":
         bad = bad | text.str.contains(".", literal=True)

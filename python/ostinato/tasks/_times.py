@@ -9,38 +9,52 @@ from typing import Any
 import numpy as np
 
 from .._check import Array, quoted
+from ._remedy import argument, fix, has
 
-__all__ = ["MONTH_FORMS", "Stamps", "kinds_of", "localise", "offset_of", "parse_times"]
+__all__ = [
+    "MONTH_FORMS",
+    "Stamps",
+    "check_zone",
+    "kinds_of",
+    "localise",
+    "offset_of",
+    "parse_times",
+]
 
 CLOCK = (
-    r"(?:(?:[Tt]| +)(?<H>\d{1,2}):(?<M>\d{2})(?::(?<S>\d{2})(?:[.,](?<f>\d{1,9}))?)?"
+    r"(?:(?:[Tt]| +)(?<H>[0-9]{1,2}):(?<M>[0-9]{2})(?::(?<S>[0-9]{2})(?:[.,](?<f>[0-9]{1,9}))?)?"
     r"(?: ?(?<p>[AaPp][Mm]))?"
-    r"(?: ?(?<z>Z|z|UTC|GMT|[+-]\d{2}:?\d{2}|[+-]\d{2}))?)?"
+    r"(?: ?(?<z>Z|z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2}))?)?"
 )
 NAME = r"(?<b>[A-Za-z]{3,9})\.?"
 # Names of forms of times, and what they look like: y year, m month, d day, b month's name, q
 # quarter, w week, u and v the day and the month in an order that has to be found, H M S f p z the
 # time of day.
 FORMS: dict[str, str] = {
-    "date": rf"^(?<y>\d{{4}})[-/.](?<m>\d{{1,2}})[-/.](?<d>\d{{1,2}}){CLOCK}$",
-    "day or month first": rf"^(?<u>\d{{1,2}})[-/](?<v>\d{{1,2}})[-/](?<y>\d{{4}}){CLOCK}$",
-    "day first": rf"^(?<d>\d{{1,2}})\.(?<m>\d{{1,2}})\.(?<y>\d{{4}}){CLOCK}$",
-    "day and name": rf"^(?<d>\d{{1,2}})[ .-]+{NAME}[ ,.-]+(?<y>\d{{4}}){CLOCK}$",
-    "name and day": rf"^{NAME} (?<d>\d{{1,2}}),? (?<y>\d{{4}}){CLOCK}$",
-    "month": r"^(?<y>\d{4})(?:[-/]|[Mm])(?<m>\d{1,2})$",
-    "month first": r"^(?<m>\d{1,2})/(?<y>\d{4})$",
-    "named month": rf"^{NAME}[ -](?<y>\d{{4}})$",
-    "year and name": rf"^(?<y>\d{{4}})[ -]{NAME}$",
-    "quarter": r"^(?<y>\d{4})[- ]?[Qq](?<q>[1-4])$",
-    "quarter first": r"^[Qq](?<q>[1-4])[ /-]?(?<y>\d{4})$",
-    "week": r"^(?<y>\d{4})-?[Ww](?<w>\d{2})$",
+    "date": rf"^(?<y>[0-9]{{4}})[-/.](?<m>[0-9]{{1,2}})[-/.](?<d>[0-9]{{1,2}}){CLOCK}$",
+    "date and hour": (
+        r"^(?<y>[0-9]{4})-(?<m>[0-9]{2})-(?<d>[0-9]{2})[T ](?<H>[0-9]{2})"
+        r"(?<z>Z|[+-][0-9]{2}:?[0-9]{2})?$"
+    ),
+    "day or month first": rf"^(?<u>[0-9]{{1,2}})[-/](?<v>[0-9]{{1,2}})[-/](?<y>[0-9]{{4}}){CLOCK}$",
+    "day first": rf"^(?<d>[0-9]{{1,2}})\.(?<m>[0-9]{{1,2}})\.(?<y>[0-9]{{4}}){CLOCK}$",
+    "day and name": rf"^(?<d>[0-9]{{1,2}})[ .-]+{NAME}[ ,.-]+(?<y>[0-9]{{4}}){CLOCK}$",
+    "name and day": rf"^{NAME} (?<d>[0-9]{{1,2}}),? (?<y>[0-9]{{4}}){CLOCK}$",
+    "month": r"^(?<y>[0-9]{4})(?:[-/]|[Mm])(?<m>[0-9]{1,2})$",
+    "month first": r"^(?<m>[0-9]{1,2})/(?<y>[0-9]{4})$",
+    "named month": rf"^{NAME}[ -](?<y>[0-9]{{4}})$",
+    "year and name": rf"^(?<y>[0-9]{{4}})[ -]{NAME}$",
+    "quarter": r"^(?<y>[0-9]{4})[- ]?[Qq](?<q>[1-4])$",
+    "quarter first": r"^[Qq](?<q>[1-4])[ /-]?(?<y>[0-9]{4})$",
+    "week": r"^(?<y>[0-9]{4})-?[Ww](?<w>[0-9]{2})$",
     "two digits": (
-        r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}(?: .*)?$|^[A-Za-z]{3}-\d{2}$|^\d{1,2}-[A-Za-z]{3}-\d{2}$"
+        r"^[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2}(?: .*)?$|^[A-Za-z]{3}-[0-9]{2}$"
+        r"|^[0-9]{1,2}-[A-Za-z]{3}-[0-9]{2}$"
     ),
 }
 MONTH_FORMS = {"month", "month first", "named month", "year and name"}
-COUNTED = r"^[+-]?\d+(?:\.0*)?$"
-NUMBERED = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
+COUNTED = r"^[+-]?[0-9]+(?:\.0*)?$"
+NUMBERED = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTH_NAMES = [
     "january",
@@ -59,6 +73,7 @@ MONTH_NAMES = [
 SAMPLE = 1000  # cells from each end of a column that tell its form; all cells must then have it
 LARGEST_COUNT = 1e15  # of a time that is a plain number: float64 still tells neighbours apart
 EPOCHS = {"s": 10**6, "ms": 10**3, "us": 1}
+FAR = 4 * 10**17  # microseconds from 1970 to beyond `LATEST`
 EARLIEST, LATEST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 
 
@@ -96,7 +111,7 @@ def kinds_of(cells: Any, integers: bool) -> tuple[str | None, float]:
         cells = cells.head(SAMPLE).append(cells.tail(SAMPLE))
     best: tuple[str | None, float] = (None, 0.0)
     for form, pattern in FORMS.items():
-        share = float(cells.str.contains(_rust(pattern)).sum()) / len(cells)
+        share = float(cells.str.contains(_wide(pattern)).sum()) / len(cells)
         if share > best[1]:
             best = (form, share)
     if integers:
@@ -108,6 +123,11 @@ def kinds_of(cells: Any, integers: bool) -> tuple[str | None, float]:
 
 def _rust(pattern: str) -> str:
     return pattern.replace("(?<", "(?P<")
+
+
+def _wide(pattern: str) -> str:
+    """Return a pattern that has digits of all scripts, for what is not silently passed over."""
+    return _rust(pattern).replace("[0-9]", r"\d")
 
 
 def parse_times(
@@ -153,8 +173,13 @@ def parse_times(
         found, share = kinds_of(cells, integers=True)
         if found is None or share < 0.5:
             raise ValueError(
-                f"--time: expected a column of times, got {quoted(cells[0])} in column "
-                f"{quoted(name)}, {where(0)}; say how they are written with --time-format"
+                f"{argument('--time')}: expected a column of times, got {quoted(cells[0])} in "
+                f"column {quoted(name)}, {where(0)}"
+                + fix(
+                    "say how they are written with --time-format",
+                    "--time-format",
+                    otherwise="write them as 2020-01-31",
+                )
             )
         stamps = (
             _counted(cells, where, name, form)
@@ -184,9 +209,16 @@ def _bad_time(
     cells: Any, row: int, where: Callable[[int], str], name: str, form: str
 ) -> ValueError:
     like = {"number": "a whole number"}.get(form, f"a time as in the other rows ({form})")
+    if any(c.isdecimal() and not c.isascii() for c in cells[row]):
+        like = "times in the digits 0 to 9"
     return ValueError(
-        f"FILE: expected {like}, got {quoted(cells[row])} in column {quoted(name)}, {where(row)}; "
-        "a line that is no row has to go, another way of writing times is named by --time-format"
+        f"FILE: expected {like}, got {quoted(cells[row])} in column {quoted(name)}, {where(row)}"
+        + fix(
+            "a line that is no row has to go, another way of writing times is named by "
+            "--time-format",
+            "--time-format",
+            otherwise="a line that is no row has to go, or mend the time",
+        )
     )
 
 
@@ -196,8 +228,13 @@ def _written(
     """Read times that are written out, all in the form that was found."""
     if found == "two digits":
         raise ValueError(
-            f"--time-format: expected years of four digits, got {quoted(cells[0])} in column "
-            f"{quoted(name)}, {where(0)}; name the format, such as '%d.%m.%y' or '%m/%d/%y'"
+            f"{argument('--time-format')}: expected years of four digits, got {quoted(cells[0])} "
+            f"in column {quoted(name)}, {where(0)}"
+            + fix(
+                "name the format, such as '%d.%m.%y' or '%m/%d/%y'",
+                "--time-format",
+                otherwise="write them as 2020-01-31",
+            )
         )
     pattern = _rust(FORMS[found])
     match = cells.str.contains(pattern)
@@ -218,9 +255,28 @@ def _written(
 
 
 def _integers(cells: Any) -> Array:
+    """Return digits of a pattern as int64, -1 where it has none."""
     import polars as pl
 
     return np.asarray(cells.cast(pl.Int64).fill_null(-1).to_numpy())
+
+
+def _whole_numbers(cells: Any, where: Callable[[int], str], name: str) -> Array:
+    """Return cells of the form `COUNTED` as int64."""
+    import polars as pl
+
+    text = cells
+    for pattern in (r"\.0*$", r"^\+"):
+        if text.str.contains(pattern).any():  # otherwise there would be a second column
+            text = text.str.replace(pattern, "")
+    numbers = text.cast(pl.Int64, strict=False)
+    if numbers.null_count():
+        row = int(numbers.is_null().arg_max())
+        raise ValueError(
+            f"FILE: expected times of at most 19 digits, below 2**63, got {quoted(cells[row])} in "
+            f"column {quoted(name)}, {where(row)}"
+        )
+    return np.asarray(numbers.to_numpy())
 
 
 def _fraction(cells: Any) -> Array:
@@ -248,6 +304,12 @@ def _day_and_month(
         return u, v, "%d/%m/%Y"
     if (v > 12).any() or before == "%m/%d/%Y":
         return v, u, "%m/%d/%Y"
+    if not has("--time-format"):
+        raise ValueError(
+            "FILE: expected dates that can be read in one way, for no day in column "
+            f"{quoted(name)} is above 12 and tells it from the month, got {quoted(cells[0])}; "
+            "write them as 2020-01-31"
+        )
     mark = next(c for c in cells[0] if not c.isdigit())
     formats = [f"{a}{mark}{b}{mark}%Y" for a, b in (("%d", "%m"), ("%m", "%d"))]
     raise ValueError(
@@ -274,7 +336,7 @@ def _build(parts: dict[str, Array], half: Array | None, fraction: Any) -> tuple[
     date = (first + past).astype("datetime64[us]")
     if "H" not in parts:
         return date, good
-    hour, minute, second = (np.maximum(parts[c], 0) for c in "HMS")
+    hour, minute, second = (np.maximum(parts.get(c, np.zeros_like(year)), 0) for c in "HMS")
     if half is not None:
         given = np.array([h is not None for h in half])
         afternoon = np.array([h is not None and h.lower() == "pm" for h in half])
@@ -344,10 +406,7 @@ def _counted(cells: Any, where: Callable[[int], str], name: str, before: str | N
         raise _bad_time(cells, int((~match).arg_max()), where, name, "number")
     if not cells.str.contains(COUNTED).all():
         return Stamps(cells.cast(pl.Float64).to_numpy().astype(np.float64), "number")
-    for pattern in (r"\.0*$", r"^\+"):
-        if cells.str.contains(pattern).any():  # otherwise there would be a second column
-            cells = cells.str.replace(pattern, "")
-    n = _integers(cells)
+    n = _whole_numbers(cells, where, name)
     low, high = int(n.min()), int(n.max())
     if before in {"number", "year", "s", "ms", "us", "ns"}:
         return _numbered(n, before)
@@ -378,7 +437,11 @@ def _numbered(n: Array, form: str) -> Stamps:
     if form == "year":
         years = (np.clip(n, 0, 10000) - 1970).astype("datetime64[Y]")
         return Stamps(years.astype("datetime64[us]"), form)
-    micro = n // 1000 if form == "ns" else np.clip(n, -(10**14), 10**16) * EPOCHS[form]
+    # What is clipped is beyond the year 9999, which is refused later.
+    micro = n // 1000
+    if form != "ns":
+        most = FAR // EPOCHS[form]
+        micro = np.clip(n, -most, most) * EPOCHS[form]
     values = micro.astype("datetime64[us]")
     return Stamps(values, form, "UTC", values)
 
@@ -393,7 +456,7 @@ def _by_format(cells: Any, where: Callable[[int], str], name: str, time_format: 
             raise _bad_time(cells, int((~match).arg_max()), where, name, time_format)
         if time_format == "number":
             return Stamps(cells.cast(pl.Float64).to_numpy().astype(np.float64), time_format)
-        return _numbered(_integers(cells.str.replace(r"\.0*$", "")), time_format)
+        return _numbered(_whole_numbers(cells, where, name), time_format)
     if "%" not in time_format:
         raise ValueError(
             "--time-format: expected letters as in '%d.%m.%Y %H:%M', or one of year, number, s, "
@@ -420,11 +483,25 @@ def _by_format(cells: Any, where: Callable[[int], str], name: str, time_format: 
     if failed.any():
         row = int(failed.arg_max())
         raise ValueError(
-            f"--time-format: expected times as {time_format!r}, got {quoted(cells[row])} in column "
-            f"{quoted(name)}, {where(row)}"
+            f"{argument('--time-format')}: expected times as {time_format!r}, got "
+            f"{quoted(cells[row])} in column {quoted(name)}, {where(row)}"
         )
     values = parsed.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]")
     return Stamps(values, time_format, "UTC" if zone else None, values if zone else None)
+
+
+def check_zone(timezone: str) -> None:
+    """Raise an error if there is no time zone of a name."""
+    import polars as pl
+
+    try:
+        if not timezone:  # Polars takes it for no zone
+            raise pl.exceptions.ComputeError
+        pl.Series(np.zeros(1, "datetime64[us]")).dt.replace_time_zone(timezone)
+    except pl.exceptions.PolarsError:
+        raise ValueError(
+            f"--timezone: expected a name such as Europe/Berlin, got {quoted(timezone)}"
+        ) from None
 
 
 def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: str) -> Stamps:
@@ -446,25 +523,21 @@ def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: s
     """
     import polars as pl
 
+    check_zone(timezone)
     clocks = pl.Series(stamps.values)
-    try:
-        sides = [
-            clocks.dt.replace_time_zone(
-                timezone, ambiguous=side, non_existent="null"
-            ).dt.convert_time_zone("UTC")
-            for side in ("earliest", "latest")
-        ]
-    except pl.exceptions.PolarsError:
-        raise ValueError(
-            f"--timezone: expected a name such as Europe/Berlin, got {timezone!r}"
-        ) from None
+    sides = [
+        clocks.dt.replace_time_zone(
+            timezone, ambiguous=side, non_existent="null"
+        ).dt.convert_time_zone("UTC")
+        for side in ("earliest", "latest")
+    ]
     earlier, later = (
         s.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]") for s in sides
     )
     if np.isnat(earlier).any():
         row = int(np.isnat(earlier).argmax())
         raise ValueError(
-            f"--timezone: expected times that the clocks of {timezone} show, got "
+            f"{argument('--timezone')}: expected times that the clocks of {timezone} show, got "
             f"{stamps.values[row]} in column {quoted(name)}, {where(row)}, when they are "
             "put forward"
         )

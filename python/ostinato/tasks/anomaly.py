@@ -58,6 +58,8 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...], tuple[str, str, str]]] = {
     "ecg": ("sktime", ("sktime/datasets/data/mitdb/mitdb.csv",), ("", "data", "label")),
     "glucose": ("bokeh-sampledata", ("bokeh_sampledata/_data/CGM.csv.gz",), ("", "glucose", "")),
 }
+# Options of ``train anomaly`` by those of the reader of tables.
+OPTIONS = {o: o for o in ("--column", "--time", "--fill")} | {"--observed": "--label"}
 Z_WINDOWS = (20, 50, 100, 200, 400)  # of the moving z-scores that scores are compared with
 
 
@@ -110,12 +112,14 @@ class Labelled:
         label: ``[n]`` of bool, True in anomalous rows; None where nothing is known.
         times: the time or number of each row.
         facts: how the table was read, for the next file.
+        notes: what is worth saying about the table, a line each.
     """
 
     values: Array
     label: Array | None
     times: list[str]
     facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -152,22 +156,29 @@ def read(
         OSError: a file cannot be read.
         ImportError: Polars is not installed.
     """
+    given = {"column": column or (), "time": time, "fill": fill} if like is None else {}
+    return _read(source, label, like, OPTIONS if like is None else {}, **given)
+
+
+def _read(
+    source: Any, label: str, like: dict[str, Any] | None, command: dict[str, str], **given: Any
+) -> Labelled:
+    """Read a series, of which errors name the options of the running command."""
     observed = (label,) if label else ()
-    if like is None:
-        table = tables.read(source, column=column or (), time=time, observed=observed, fill=fill)
-    else:
-        table = tables.read(source, like=like, observed=observed)
+    table = tables.read(source, like=like, command=command, observed=observed, **given)
     series = table.series[0]
     values = checked_series("FILE", series.values)
     labels = None
     if label:
-        given = series.observed[:, 0]
-        if not ((given == 0) | (given == 1)).all():
+        cells = series.observed[:, 0]
+        if not ((cells == 0) | (cells == 1)).all():
+            argument = "--label" if command else "FILE"
             raise ValueError(
-                f"--label: expected a column of 0 and 1, got others in {label!r} of {table.source}"
+                f"{argument}: expected a column of 0 and 1, got others in {label!r} of "
+                f"{table.source}"
             )
-        labels = given == 1
-    return Labelled(values, labels, series.times(0, len(values)), table.facts)
+        labels = cells == 1
+    return Labelled(values, labels, series.times(0, len(values)), table.facts, table.notes)
 
 
 def _best_zscore(values: Array, before: Array | None, label: Array, smooth: int) -> float:
@@ -253,13 +264,15 @@ def _parts(paths: list[str], options: AnomalyOptions) -> tuple[Labelled, Labelle
         fill=options.fill,
     )
     if len(paths) == 2:
-        return whole, read(paths[1], like=whole.facts, label=options.label)
+        return whole, _read(paths[1], options.label, whole.facts, OPTIONS)
     rows = len(whole.values)
     cut = rows - held_out_of(options.held_out, rows)
     parts = []
     for part in (slice(0, cut), slice(cut, None)):
         label = None if whole.label is None else whole.label[part]
-        parts.append(Labelled(whole.values[part], label, whole.times[part], whole.facts))
+        parts.append(
+            Labelled(whole.values[part], label, whole.times[part], whole.facts, whole.notes)
+        )
     return parts[0], parts[1]
 
 
@@ -278,6 +291,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
         )
     _check_varies(own.values, paths[0])
     run.report(f"read     {len(own.values):,} rows to train on, {len(test.values):,} to test")
+    notes = _told(run, *((own, test) if len(paths) == 2 else (own,)))
     normal = None if own.label is None else ~own.label
     detector.fit(own.values, normal, run.report, parallel=run.parallel)
     before = own.values if len(paths) == 1 else None
@@ -289,7 +303,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
             "held_out": options.held_out,
         }
         detector.save(run.folder, facts)
-    return _found(detector, test, before, options.places, run)
+    return _found(detector, test, before, options.places, run) | {"notes": notes}
 
 
 def _check_varies(values: Array, path: str) -> None:
@@ -297,6 +311,14 @@ def _check_varies(values: Array, path: str) -> None:
         raise ValueError(
             f"DATA: expected rows that vary, got {values[0]:g} in all rows to train on of {path}"
         )
+
+
+def _told(run: Run, *tables_read: Labelled) -> list[str]:
+    """Report what is worth saying about tables, and return it."""
+    notes = [note for series in tables_read for note in series.notes]
+    for note in notes:
+        run.report(note)
+    return notes
 
 
 def _found(
@@ -409,7 +431,9 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     if run.out is not None and run.out.suffix.lower() != ".csv":
         raise ValueError(f"--out: expected a name that ends in .csv, got {str(run.out)!r}")
     detector, facts = _loaded(run)
-    return _found(detector, read(inputs[0], like=facts["reading"]), None, 10, run)
+    series = read(inputs[0], like=facts["reading"])
+    notes = _told(run, series)
+    return _found(detector, series, None, 10, run) | {"notes": notes}
 
 
 def _evaluate(data: Sequence[str], run: Run) -> Figures:
@@ -420,15 +444,19 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     if len(data) > 1 or (not data and not facts["example"]):
         raise ValueError(f"DATA: expected one file with labels, got {len(data)}")
     if data:
-        series, before = read(data[0], like=facts["reading"], label=facts["label"]), None
+        series = read(data[0], like=facts["reading"], label=facts["label"])
         if series.label is None or not series.label.any():
             raise ValueError(f"DATA: expected rows that are labelled anomalous, got {data[0]}")
-        return _found(detector, series, before, 10, run)
+        notes = _told(run, series)
+        return _found(detector, series, None, 10, run) | {"notes": notes}
     paths, options = _paths(
         (), AnomalyOptions(example=facts["example"], held_out=float(facts["held_out"]))
     )
     own, test = _parts(paths, options)
-    return _found(detector, test, own.values if len(paths) == 1 else None, 10, run)
+    notes = _told(run, test)
+    return _found(detector, test, own.values if len(paths) == 1 else None, 10, run) | {
+        "notes": notes
+    }
 
 
 APPLICATION = Application(

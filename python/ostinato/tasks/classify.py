@@ -21,7 +21,16 @@ from ..data import RaggedLoader
 from ..train import Parallel, Trainer
 from ..train.metrics import F1
 from . import _picture
-from ._application import Application, Figures, Run, held_out_option, option, texts_given
+from ._application import (
+    Application,
+    Figures,
+    Run,
+    check_out,
+    held_out_option,
+    one_cell,
+    option,
+    texts_given,
+)
 from ._documents import (
     CORPORA,
     Documents,
@@ -465,20 +474,18 @@ def read_held_out(
         Both, and the name of the corpus ("" for files).
 
     Raises:
-        ValueError: a table that is not as expected.
+        ValueError: a table that is not as expected, or an option that could not act.
         OSError: a file cannot be read.
         ImportError: the package of the corpus, or Polars, is not installed.
     """
     name = _corpus_name(data)
     if name:
-        given = {"test": options.test, "group": options.group}
-        for field, value in given.items():
-            if value:
-                raise ValueError(
-                    f"--{field}: expected none with {name}, which has a held-out part, got "
-                    f"{value!r}"
-                )
+        _refuse(options, ("test", "group", "held_out"), f"{name}, which has a held-out part")
+        _refuse(options, ("text", "label"), f"{name}, which is no table")
         return (*corpus(name), name)
+    if options.test:
+        kept = ("held_out",) if options.held_out else ()  # to hold out nothing of DATA is right
+        _refuse(options, ("group", *kept), "--test, which has all rows that are held out")
     if not options.held_out and not options.test:
         raise ValueError("--held-out: expected texts to measure with, or --test FILE, got 0")
     documents = read_tables(data, options.text, options.label, options.group)
@@ -490,6 +497,15 @@ def read_held_out(
     if options.test:
         return documents, read_tables([options.test], options.text, options.label), ""
     return (*hold_out(documents, options.held_out), "")
+
+
+def _refuse(options: ClassifyOptions, names: Sequence[str], beside: str) -> None:
+    """Raise for an option that was given and cannot act beside something else."""
+    for name in names:
+        value = getattr(options, name)
+        if value != getattr(ClassifyOptions, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}: expected none with {beside}, got {value!r}")
 
 
 def _corpus_name(data: Sequence[str]) -> str:
@@ -509,6 +525,8 @@ def _corpus_name(data: Sequence[str]) -> str:
 
 def _train(data: Sequence[str], options: ClassifyOptions, run: Run) -> Figures:
     start = time.perf_counter()
+    if options.model == "flat":
+        _refuse(options, ("sentence",), "--model flat, which reads no sentences")
     train, held_out, name = read_held_out(data, options)
     model = train_classifier(
         train, held_out, options, corpus=name, report=run.report, parallel=run.parallel
@@ -575,6 +593,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     if run.plot is not None:
         raise ValueError("--plot: expected none with predict; evaluate draws a confusion matrix")
     assert run.folder is not None
+    check_out(run.out, ".csv")
     model = TextClassifier.load(run.folder)
     texts = _given(inputs)
     p = model.probabilities(texts)
@@ -592,15 +611,19 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     if run.out is not None:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
+        # Before Python 3.13 a carriage return alone gets no quotes, and would end a row.
+        quoting = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["text", "label", "probability"])
-        writer.writerows([r["text"], r["label"], f"{r['probability']:.6f}"] for r in rows)
+        for r in rows:
+            cells = [r["text"], r["label"], f"{r['probability']:.6f}"]
+            (quoting if "\r" in r["text"] + r["label"] else writer).writerow(cells)
         with safetensors.atomic_write(run.out) as f:
             f.write(table.getvalue().encode())
         run.report(f"{len(rows)} texts in {run.out}")
     else:
         for r in rows:
-            line = f"{r['label']}\t{r['probability']:.3f}\t{r['text']}"
-            run.report(line.replace("\n", " "))
+            label, text = one_cell(r["label"]), one_cell(r["text"])
+            run.report(f"{label}\t{r['probability']:.3f}\t{text}")
     return {"task": "classify", "predictions": rows}
 
 

@@ -20,7 +20,7 @@ from ..data import StreamLoader
 from ..decoding import NGram
 from ..train import History
 from . import _abc, _midi, _picture, corpora
-from ._application import Application, Figures, Run, option, package_file, split
+from ._application import Application, Figures, Run, check_out, option, package_file, split
 from ._progress import EpochReport
 from ._visible import visible
 from .text import BATCH, WINDOW, CharModel, TextOptions, trainer_of
@@ -515,8 +515,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     """Run ``predict`` with a model for music."""
     if run.folder is None:
         raise ValueError("DIR: expected the folder of a model, got none")
-    if run.out is not None and run.out.suffix.lower() not in {".abc", ".mid"}:
-        raise ValueError(f"--out: expected a name that ends in .abc or .mid, got {str(run.out)!r}")
+    check_out(run.out, ".abc", ".mid")
     wanted = [_wanted(text) for text in (inputs or [""])]
     for k, one in enumerate(wanted):
         one.setdefault("seed", k)

@@ -31,6 +31,7 @@ __all__ = [
 
 MODEL, CHECKPOINT, LOG = "model.safetensors", "checkpoint.safetensors", "log.csv"
 _WAYS = "--resume continues from the checkpoint, --overwrite replaces what is there"
+RESUMED = "text"  # the task of the only command that has --resume
 
 
 @contextlib.contextmanager
@@ -39,7 +40,9 @@ def prepare_folder(
 ) -> Iterator[Path | None]:
     """Check and make the folder that a command saves in, for the length of a ``with`` block.
 
-    If the block raises, the folders that were made for it and are still empty are removed.
+    If the block raises, the folders that were made for it and are still empty are removed. A
+    command without ``--resume`` writes no checkpoint and no log: where its model has replaced
+    another one, the checkpoint and the log of that one are removed.
 
     >>> import tempfile
     >>> inside = Path(tempfile.mkdtemp()) / "runs" / "first"
@@ -62,7 +65,8 @@ def prepare_folder(
 
     Raises:
         ValueError: the folder holds a model, a checkpoint or a log, and neither was allowed;
-            resume was asked for and there is no checkpoint; or both were asked for.
+            resume was asked for and there is no checkpoint, or a model of another task beside it;
+            or both were asked for.
         OSError: the folder cannot be made.
     """
     if resume and overwrite:
@@ -73,6 +77,8 @@ def prepare_folder(
                 raise ValueError(f"{name}: expected --save DIR beside it, got none")
         yield None
         return
+    if not os.fspath(path):  # as of a variable that is not set; it would be the current folder
+        raise ValueError("--save: expected a folder, got an empty name")
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: expected a folder, got the file {folder}")
@@ -80,6 +86,8 @@ def prepare_folder(
         raise ValueError(
             f"--resume: expected a checkpoint to continue from, found none in {folder}"
         )
+    if resume:
+        _check_resumed(folder)
     if not resume and not overwrite:
         present = [name for name in (MODEL, CHECKPOINT, LOG) if os.path.lexists(folder / name)]
         if present:
@@ -89,13 +97,48 @@ def prepare_folder(
                 f"{folder}; {ways}"
             )
     made = _make(folder)
+    before = _stamp(folder / MODEL)
     try:
-        yield folder
+        try:
+            yield folder
+        finally:  # after an interruption, too: the model may be there already
+            if resume is None and overwrite and _stamp(folder / MODEL) not in (None, before):
+                for name in (CHECKPOINT, LOG):
+                    (folder / name).unlink(missing_ok=True)
     except BaseException:  # Ctrl-C, too, leaves no empty folder behind
         for one in reversed(made):
             with contextlib.suppress(OSError):  # it is not empty
                 one.rmdir()
         raise
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from the one that replaces it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check_resumed(folder: Path) -> None:
+    """Raise where the model beside a checkpoint, which a resumed run replaces, is of another task.
+
+    One that cannot be read is replaced.
+    """
+    try:
+        text = safetensors.load(folder / MODEL)[1].get("ostinato", "{}")
+    except (OSError, ValueError):
+        return
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or facts.get("task") != RESUMED:
+        raise ValueError(
+            f"--resume: expected a model for {RESUMED} beside the checkpoint, got {folder / MODEL} "
+            "of another kind; --overwrite replaces what is there"
+        )
 
 
 def _make(folder: Path) -> list[Path]:
@@ -123,10 +166,12 @@ def prepare_file(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the file is there, or it is no regular file.
+        ValueError: the file is there, it is no regular file, or its name is empty.
     """
     if path is None:
         return
+    if not os.fspath(path):
+        raise ValueError(f"{name}: expected a file, got an empty name")
     target = Path(path)
     if not target.absolute().parent.is_dir():
         parent = target.absolute().parent

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from ._application import (
     Figures,
     Run,
     check_options,
+    check_out,
     held_out_of,
     held_out_option,
+    inputs_given,
+    one_cell,
     option,
-    texts_given,
 )
 from ._progress import EpochReport
 from ._visible import visible
@@ -449,6 +450,7 @@ def read(files: Sequence[str | os.PathLike[str]]) -> Examples:
     r"""Read the different expressions of files, with their labels.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> path = Path(tempfile.mkdtemp()) / "few.tsv"
     >>> _ = path.write_text("9\t[MAX 2 [MIN 9 4] 9]\t4\n3\t[MIN 8 3]\n")
     >>> few = read([path])
@@ -687,10 +689,12 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
     """Return the class of expressions and of all their nodes.
 
     Args:
-        inputs: expressions, or files with one a line (behind a label and a tab, if there is one).
+        inputs: expressions, files with one a line (behind a label and a tab, if there is one), or
+            "-" for the lines of the standard input, which are expressions.
         run: the folder of the model, and where the result and the picture go.
     """
     assert run.folder is not None
+    check_out(run.out, ".tsv", ".txt")
     parser, expressions = load(run.folder), _given(inputs)
     if run.plot is not None and len(expressions[0].labels) > LARGEST:
         raise ValueError(
@@ -711,7 +715,7 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
             {"expression": e.text(), "label": label, "probability": float(p.max()), **known}
             | {"nodes": nodes}
         )
-        lines.append(f"{label}\t{e.text()}")
+        lines.append(f"{one_cell(label)}\t{one_cell(e.text())}")
         right = f"; its value is {known['value']}" if known else ""
         run.report(f"{label}  {p.max():4.0%}  {e.text()}{right}")
     if run.plot is not None:
@@ -725,8 +729,8 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
 def _given(inputs: Sequence[str]) -> list[Expression]:
     """Return the expressions of INPUT: themselves, or files with one a line."""
     found = []
-    for k, text in enumerate(texts_given(inputs), 1):
-        if "[" not in text and "(" not in text and Path(text).exists():
+    for k, (text, argument) in enumerate(inputs_given(inputs), 1):
+        if argument and "[" not in text and "(" not in text and os.path.isfile(text):
             lines = [(where.replace("DATA", "INPUT"), line) for where, line in _lines(text)]
             if not lines:
                 raise ValueError(f"INPUT: expected lines with expressions, got {text} without any")

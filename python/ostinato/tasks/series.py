@@ -280,7 +280,7 @@ def forecast(
             f"{os.fspath(folder)}; train it again"
         )
     model = Forecaster.from_state(tensors, facts["model"])
-    table = tables.read(source, like=facts["reader"])
+    table = tables.read(source, like=facts["reader"], command={})
     for line in [*table.lines(), *table.notes]:
         report(line)
     if _future(table) < model.horizon:

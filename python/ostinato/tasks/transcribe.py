@@ -19,7 +19,7 @@ from .._check import Array
 from .._files import atomic_write
 from ..train import Callback, Parallel, Trainer
 from . import _picture
-from ._application import Application, Figures, Run, held_out_of
+from ._application import Application, Figures, Run, check_out, held_out_of, one_cell
 from ._clips import QUIETEST, Clip, Left, read_clips, sound_of
 from ._progress import EpochReport
 from ._recognizer import (
@@ -318,6 +318,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
 def _predict(inputs: Sequence[str], run: Run) -> Figures:
     """Transcribe WAV files."""
     assert run.folder is not None
+    check_out(run.out, ".tsv", ".txt")
     if not inputs:
         raise ValueError("INPUT: expected WAV files, got none")
     recognizer = Recognizer.load(run.folder)
@@ -337,12 +338,12 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
         silent = abs(c.samples).max() < QUIETEST
         text = "" if silent else recognizer.search([y])[0]
         found.append({"file": c.name, "text": text, "words": words(recognizer, y, text)})
-        run.report(f"{c.name}\t{text}")
+        run.report(f"{one_cell(c.name)}\t{text}")
     if run.plot is not None:
         _draw(run.plot, recognizer, clips[0], found[0]["text"], run.report)
     if run.out is not None:
         with atomic_write(run.out) as f:
-            f.write("".join(f"{r['file']}\t{r['text']}\n" for r in found).encode())
+            f.write("".join(f"{one_cell(r['file'])}\t{r['text']}\n" for r in found).encode())
     return {"task": "transcribe", "transcripts": found}
 
 

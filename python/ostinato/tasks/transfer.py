@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -419,12 +419,23 @@ def _draw(path: Path, courses: list[Course], report: Report) -> None:
 
 def _train(data: Sequence[str], options: TransferOptions, run: Run) -> Figures:
     """Train both models, and save the transferred one as a model of its own kind."""
+    given = {f.name for f in fields(options) if getattr(options, f.name) != f.default}
+    for name in ("play", "source_steps", "hidden"):
+        if options.source and name in given:
+            value = getattr(options, name)
+            raise ValueError(f"{name}: expected none with --source, got {value!r:.40}")
     if options.part > 1:
         raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
     if options.factor < 1:
         raise ValueError(f"factor: expected a number of at least 1, got {options.factor!r}")
     began = time.perf_counter()
     task = task_of(options.source) if options.source else "plays"
+    for name in ("digits", "strip_accents"):
+        if task in ("plays", "text") and name in given:
+            raise ValueError(
+                f"{name}: expected none without a model of train transcribe as --source, got "
+                f"{getattr(options, name)!r}"
+            )
     if task == "plays":
         if data:
             raise ValueError(

@@ -25,7 +25,9 @@ from ._application import (
     Figures,
     Run,
     check_options,
+    check_out,
     held_out_option,
+    one_cell,
     option,
     texts_given,
 )
@@ -711,6 +713,7 @@ def _shapes(
 def _predict(inputs: Sequence[str], run: Run) -> Figures:
     """Translate texts, or the lines of standard input."""
     assert run.folder is not None
+    check_out(run.out, ".tsv", ".txt")
     trained = _load(run.folder)
     if run.plot is not None:
         _check_attention(trained.options)
@@ -726,15 +729,15 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
         for text, one in zip(texts, found)
     ]
     for row in out:
-        unknown = trained.source.unknown(row["text"])
-        if unknown:
-            run.report(f"unknown  {' '.join(unknown)} in {row['text']}")
-        row["unknown"] = unknown
-        run.report(f"{row['text']}\t{row['translation']}")
+        row["unknown"] = trained.source.unknown(row["text"])
+    lines = ["\t".join(map(one_cell, (row["text"], row["translation"]))) for row in out]
+    for row, line in zip(out, lines):
+        if row["unknown"]:
+            run.report(f"unknown  {' '.join(row['unknown'])} in {one_cell(row['text'])}")
+        run.report(line)
     if run.out is not None:
-        lines = "".join(f"{row['text']}\t{row['translation']}\n" for row in out)
         with safetensors.atomic_write(run.out) as f:
-            f.write(lines.encode())
+            f.write("".join(f"{line}\n" for line in lines).encode())
     if run.plot is not None:
         _draw(run, trained, texts[0])
     return {"task": "translate", "translations": out}
