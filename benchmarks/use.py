@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -532,12 +533,14 @@ def report(figures: dict[str, Any], page: str) -> None:
         "times faster\n"
         "ostinato is than each peer in the same place."
     )
+    head += "\n" + textwrap.fill(figures["note"], 100) if "note" in figures else ""
     if speed := figures.get("speed_after_pauses"):  # of results since 2026-11-29
         *first, last = (f"{share:.2f} after {ms} ms" for ms, share in speed.items())
-        head += (
-            " After a pause the CPU itself is slower,\n"
-            "whatever it runs: in the first half millisecond one thread multiplies and adds at\n"
-            f"{', '.join(first)} and {last} of its speed without one."
+        head += "\n" + textwrap.fill(
+            "After a pause the CPU itself is slower, whatever it runs: in the first half "
+            f"millisecond one thread multiplies and adds at {', '.join(first)} and {last} of its "
+            "speed without one.",
+            100,
         )
     (DOCS / f"{page}-use.md").write_text(
         "\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""])
