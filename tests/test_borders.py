@@ -756,26 +756,14 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "callbacks: expected a list of callbacks, got WeightAverage",
     ),
-    "overwrite": (
-        lambda: trainer().fit(Y, Y, overwrite="no"),
-        TypeError,
-        "overwrite: expected True or False, got 'no'",
-    ),
-    "resume": (
-        lambda: trainer().fit(Y, Y, resume="no"),
-        TypeError,
-        "resume: expected True or False, got 'no'",
-    ),
-    "restore_best": (
-        lambda: trainer().fit(Y, Y, restore_best="no"),
-        TypeError,
-        "restore_best: expected True or False, got 'no'",
-    ),
-    "progress": (
-        lambda: trainer().fit(Y, Y, progress="no"),
-        TypeError,
-        "progress: expected True or False, got 'no'",
-    ),
+    **{
+        name: (
+            lambda name=name: trainer().fit(Y, Y, **{name: "no"}),
+            TypeError,
+            f"{name}: expected True or False, got 'no'",
+        )
+        for name in ("overwrite", "resume", "restore_best", "progress")
+    },
     "stop": (
         lambda: trainer().stop(""),
         ValueError,

@@ -327,6 +327,14 @@ def state(
     return value
 
 
+def plain(name: str, value: object, wanted: str) -> Array:
+    """Return an array of NumPy of what is one anywhere, or a list; the error says ``wanted``."""
+    try:
+        return np.asarray(_device.host(_device.taken(value)))
+    except (TypeError, ValueError):  # lists of different lengths among them
+        raise TypeError(f"{name}: expected {wanted}, got {quoted(value)}") from None
+
+
 def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:
     """Return a C-contiguous array, like np.ascontiguousarray, for arrays of a device too."""
     if type(a) is np.ndarray:  # the least of what a small call pays

@@ -51,12 +51,7 @@ class Ragged:
         self.rows: Any = rows if known else _check.array("rows", rows)
         if not isinstance(rows, Ragged) and self.rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
-        try:
-            a = np.asarray(_device.host(_device.taken(offsets)))
-        except ValueError:  # lists of different lengths
-            raise TypeError(
-                f"offsets: expected a sequence of whole numbers, got {_check.quoted(offsets)}"
-            ) from None
+        a = _check.plain("offsets", offsets, "a sequence of whole numbers")
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
             raise TypeError(
                 f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}"
@@ -324,10 +319,7 @@ def _listed(sequences: Any, name: str) -> list[Any]:
 
 def _numbers(name: str, given: Any, count: int) -> Array:
     """Return which of ``count`` sequences a list or an array picks, as an index of NumPy."""
-    try:
-        a = np.asarray(_device.host(_device.taken(given)))
-    except ValueError:  # lists of different lengths
-        a = np.array(None)
+    a = _check.plain(name, given, "the numbers of sequences")
     a = a if a.size else a.astype(np.int64)
     if a.dtype.kind not in "iub":
         raise TypeError(f"{name}: expected the numbers of sequences, got {_check.quoted(given)}")

@@ -122,10 +122,7 @@ class _Steps:
 
 
 def _starts(start: Any) -> Array:
-    try:
-        a = np.asarray(_device.host(_device.taken(start)))
-    except (TypeError, ValueError):  # lists of different lengths among them
-        raise TypeError(f"start: expected [B] whole numbers, got {_check.quoted(start)}") from None
+    a = _check.plain("start", start, "[B] whole numbers")
     if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
         raise TypeError(
             f"start: expected [B] whole numbers, got shape {a.shape} of {a.dtype}; use [start] "

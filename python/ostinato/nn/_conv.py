@@ -112,12 +112,7 @@ class Conv1d(Layer):
             TypeError: lengths that are no whole numbers.
             ValueError: a length below 0.
         """
-        try:
-            n = np.asarray(_device.host(_device.taken(lengths)))
-        except ValueError:  # lists of different lengths
-            raise TypeError(
-                f"lengths: expected whole numbers, got {_check.quoted(lengths)}"
-            ) from None
+        n = _check.plain("lengths", lengths, "whole numbers")
         if n.dtype.kind not in "iu" and n.size:
             raise TypeError(f"lengths: expected whole numbers, got dtype {n.dtype}")
         if (n < 0).any():

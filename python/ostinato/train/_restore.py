@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from pathlib import Path
@@ -57,7 +56,6 @@ def check_model(trainer: Trainer, source: Source, saved: Saved) -> None:
                 f"optimizer.{name}: expected {t.model.flat.shape} of {t.model.dtype}, got "
                 f"{buffer.shape}"
             )
-    copy.deepcopy(t.optimizer.schedule).load_state_dict(saved.optimizer["schedule"])
     batch = getattr(source.loader, "batch_size", None)
     for state in (saved.state, *saved.walk.values()):
         _check_state(t.model, state, batch if source.carries_state else None)
