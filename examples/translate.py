@@ -51,7 +51,7 @@ def main(count: int = 6000, epochs: int = 5) -> float:
     train, test = dates(count, 0), dates(500, 1)
     model = Translator(64)
     source, target = ([np.array([NUMBER[c] for c in pair[k]]) for pair in train] for k in (0, 1))
-    loader = ost.data.PairLoader(source, target, start=0, stop=1, batch_size=32)
+    loader = ost.data.PairLoader(source, target, start=0, end=1, batch_size=32)
     trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(5e-3), clip_norm=1.0)
     trainer.fit(loader, epochs=epochs, progress=False)
 

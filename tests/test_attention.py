@@ -433,7 +433,7 @@ def test_sequences_end_where_they_stop() -> None:
     zero = {n: np.zeros_like(v) for n, v in rnn.state_dict().items()}
     rnn.load_state_dict({**zero, "weight_ih_l0": table})
     decoder = nn.Decoder(embed, rnn, Counter(dtype=np.float64))
-    ids, lengths = decoder.generate(start=np.array([0, 3, 4]), stop=5, steps=9)
+    ids, lengths = decoder.generate(start=np.array([0, 3, 4]), end=5, steps=9)
     assert ids.T.tolist() == [[1, 2, 3, 4, 5], [4, 5, 5, 5, 5], [5, 5, 5, 5, 5]]
     assert lengths.tolist() == [4, 1, 0]
     ids, lengths = decoder.generate(start=0, steps=3)
@@ -457,7 +457,7 @@ def test_a_translator_learns() -> None:
         optimizer.step(model)
     assert value < 0.3
     memory, state = model.encoder(source)
-    ids, lengths = model.decoder.generate(memory, state, start=0, stop=0, steps=8)
+    ids, lengths = model.decoder.generate(memory, state, start=0, end=0, steps=8)
     right = [ids[: lengths[b], b].tolist() == answer[:-1, b].tolist() for b in range(256)]
     assert np.mean(right) > 0.8
 
@@ -528,13 +528,13 @@ def test_generate_is_told_what_is_wrong() -> None:
         plain.generate(state=state, start=[0, 1, 2], steps=2)
     one = model.generate(memory, start=2, steps=2)[0]
     assert np.array_equal(model.generate(memory, start=[2, 2, 2], steps=2)[0], one)
-    for stop in (7, 99):
-        with pytest.raises(ValueError, match=f"stop: expected a label below O = 7, .* got {stop}"):
-            model.generate(memory, start=0, stop=stop, steps=2)
-    with pytest.raises(ValueError, match="stop: expected a whole number of at least 0, got -1"):
-        model.generate(memory, start=0, stop=-1, steps=2)
-    with pytest.raises(TypeError, match=r"stop: expected a whole number, got 0\.5"):
-        model.generate(memory, start=0, stop=0.5, steps=2)
+    for end in (7, 99):
+        with pytest.raises(ValueError, match=f"end: expected a label below O = 7, .* got {end}"):
+            model.generate(memory, start=0, end=end, steps=2)
+    with pytest.raises(ValueError, match="end: expected a whole number of at least 0, got -1"):
+        model.generate(memory, start=0, end=-1, steps=2)
+    with pytest.raises(TypeError, match=r"end: expected a whole number, got 0\.5"):
+        model.generate(memory, start=0, end=0.5, steps=2)
     with model.write() as p:
         p["head.bias"][3] = np.nan
     with pytest.raises(ValueError, match=r"head: expected numbers, of which some .* got NaN"):

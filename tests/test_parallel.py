@@ -170,7 +170,7 @@ class Anew(PairLoader):
 def test_pairs_of_sequences(kind: Any) -> None:
     r = np.random.default_rng(0)
     source, target = ([r.integers(2, 9, r.integers(1, 6)) for _ in range(17)] for _ in range(2))
-    loader = kind(source, target, start=0, stop=1, batch_size=5, buckets=2)
+    loader = kind(source, target, start=0, end=1, batch_size=5, buckets=2)
     loss = ost.losses.CrossEntropy()
     compare(3, make=Answering, train=loader, validation=loader, loss=loss, metrics=["accuracy"])
 

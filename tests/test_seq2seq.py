@@ -94,7 +94,7 @@ def test_a_wide_beam_finds_the_most_probable(feed: str, batch_first: bool) -> No
 def test_generate_is_what_decoding_writes(feed: str, cell: Any) -> None:
     model = Translator(feed, cell)
     memory, state = model.encoder(SOURCE, LENGTHS)
-    given: Any = {"start": 0, "steps": 6, "stop": 1, "memory_lengths": LENGTHS}
+    given: Any = {"start": 0, "steps": 6, "end": 1, "memory_lengths": LENGTHS}
     ids, lengths = model.decoder.generate(memory, state, **given)
     written = greedy(run(model), [0] * B, end=1, max_steps=6)
     assert [ids[:n, b].tolist() for b, n in enumerate(lengths)] == [

@@ -313,7 +313,7 @@ def loaders() -> dict[str, Any]:
         "arrays": data.ArrayLoader(x, target, batch_size=3),
         "ragged": data.RaggedLoader(ragged, list(target), batch_size=3),
         "inputs": data.InputsLoader((x, x), target, batch_size=3),
-        "pairs": data.PairLoader(labels, labels, start=0, stop=1, batch_size=2),
+        "pairs": data.PairLoader(labels, labels, start=0, end=1, batch_size=2),
         "stream": data.StreamLoader(np.arange(50), 2, 9),
     }
 

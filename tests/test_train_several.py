@@ -156,7 +156,7 @@ class Copy(nn.Model):
 def equal_pairs(**options: Any) -> PairLoader:
     r = np.random.default_rng(0)
     source = [r.integers(2, 9, n) for n in r.integers(1, 9, 40)]
-    return PairLoader(source, source, start=0, stop=1, batch_size=8, buckets=2, rng=3, **options)
+    return PairLoader(source, source, start=0, end=1, batch_size=8, buckets=2, rng=3, **options)
 
 
 def test_pairs_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_pairs(time_major: bool) -> None:
     sizes = r.integers(1, 30, (2, 100))
     source, target = ([r.integers(2, 9, n) for n in row] for row in sizes)
     loader = PairLoader(
-        source, target, start=0, stop=1, batch_size=8, buckets=4, time_major=time_major, rng=1
+        source, target, start=0, end=1, batch_size=8, buckets=4, time_major=time_major, rng=1
     )
     seen, padded, real = [], 0, 0
     for x, answer, ends in loader.batches(0):
@@ -374,7 +374,7 @@ def test_what_is_wrong_with_several_inputs() -> None:
 
 def test_what_is_wrong_with_pairs() -> None:
     one = [np.array([2, 3])]
-    given: Any = {"start": 0, "stop": 1}
+    given: Any = {"start": 0, "end": 1}
     with pytest.raises(ValueError, match="target: expected 1 sequences as source has, got 2"):
         PairLoader(one, one * 2, **given)
     with pytest.raises(TypeError, match=r"source: expected a Ragged or a list of \[n\] whole"):
@@ -444,7 +444,7 @@ def test_sequences_cut_elsewhere_are_other_data() -> None:
     for other in others:
         assert InputsLoader(other, target).fingerprint()["content"] != first
     a, b = ([np.zeros(n, np.int64) for n in sizes] for sizes in ((1, 3), (3, 1)))
-    pairs = [PairLoader(s, b, start=0, stop=1).fingerprint()["content"] for s in (a, b)]
+    pairs = [PairLoader(s, b, start=0, end=1).fingerprint()["content"] for s in (a, b)]
     assert pairs[0] != pairs[1]
     rows = np.zeros((4, 2), np.float32)
     ragged = [

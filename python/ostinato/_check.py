@@ -147,6 +147,16 @@ def choice(name: str, value: object, known: Any) -> Any:
     return value
 
 
+def each(name: str, value: object, what: str) -> Iterator[Any]:
+    """Iterate over what is no text; what the iterator raises goes through."""
+    if not isinstance(value, (str, bytes)):
+        try:
+            return iter(value)  # type: ignore[call-overload, no-any-return]
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected a list of {what}, got {type(value).__name__}")
+
+
 def patterns(name: str, value: object) -> list[str]:
     """Return a list of shell patterns; a text would be a list of its letters."""
     if isinstance(value, str):

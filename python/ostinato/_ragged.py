@@ -307,14 +307,7 @@ def _listed(sequences: Any, name: str) -> list[Any]:
             f"{name}: expected a list of arrays, got one array of shape {one.shape}; use "
             f"list({name}) if its first axis is that of the sequences"
         )
-    try:
-        return list(sequences)
-    except TypeError:
-        if hasattr(sequences, "__iter__"):  # what an iterator has raised is not ours
-            raise
-        raise TypeError(
-            f"{name}: expected a list of arrays, got {type(sequences).__name__}"
-        ) from None
+    return list(_check.each(name, sequences, "arrays"))
 
 
 def _numbers(name: str, given: Any, count: int) -> Array:

@@ -255,17 +255,9 @@ def _third(given: Any) -> dict[str, Any]:
 
 def _beside(name: str, value: Any) -> Array:
     """Return what goes beside x as an array on the host: of an array, a list or the like."""
-    known = _check.is_array(value) or any(
-        hasattr(value, n)
-        for n in ("__array__", "__dlpack__", "__cuda_array_interface__", "to_numpy")
-    )
-    try:
-        a = value if known else np.asarray(value)
-    except ValueError:  # lists of different lengths
-        raise TypeError(
-            f"{name}: expected an array of numbers, got {_check.quoted(value)}"
-        ) from None
-    return np.asarray(_device.host(as_array(name, a)))
+    if not (_check.is_array(value) or hasattr(value, "__array__") or hasattr(value, "to_numpy")):
+        value = _check.plain(name, value, "an array of numbers")
+    return np.asarray(_device.host(as_array(name, value)))
 
 
 def _weights(value: Any) -> Array:
@@ -643,14 +635,14 @@ class PairLoader(_Selections):
     """Yield padded batches of pairs of sequences, for a model of an encoder and a decoder.
 
     x of a batch is a dict: source ``[S,B]``, its lengths ``[B]``, and inputs ``[T,B]`` of the
-    decoder: the target one step late, behind ``start``. The target ends with ``stop``. Pairs of
+    decoder: the target one step late, behind ``start``. The target ends with ``end``. Pairs of
     about the same lengths come into one batch (bucketing), so that there is little padding: those
     of ``buckets`` batches at a time are put in order, and the batches then shuffled.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> source, target = ([np.arange(2, 2 + n) for n in sizes] for sizes in ((3, 1), (2, 4)))
-    >>> loader = PairLoader(source, target, start=0, stop=1, batch_size=2, shuffle=False)
+    >>> loader = PairLoader(source, target, start=0, end=1, batch_size=2, shuffle=False)
     >>> x, answer, lengths = next(iter(loader))
     >>> {name: a.T.tolist() for name, a in x.items()}["inputs"], answer.T.tolist()
     ([[0, 2, 3, 0, 0], [0, 2, 3, 4, 5]], [[2, 3, 1, 0, 0], [2, 3, 4, 5, 1]])
@@ -661,7 +653,7 @@ class PairLoader(_Selections):
         source: a `Ragged` or a list of ``[n]`` whole numbers.
         target: as many.
         start: the first input of the decoder.
-        stop: the label behind the last one.
+        end: the label behind the last one.
         batch_size: pairs of a batch; the last one may have fewer.
         buckets: batches among which pairs are put in order of their lengths; 1: none.
         shuffle: whether every epoch has a new order, that of (rng, epoch).
@@ -681,7 +673,7 @@ class PairLoader(_Selections):
         target: Any,
         *,
         start: int,
-        stop: int,
+        end: int,
         batch_size: int = 32,
         buckets: int = 50,
         shuffle: bool = True,
@@ -696,8 +688,8 @@ class PairLoader(_Selections):
                 f"target: expected {len(self.source)} sequences as source has, got "
                 f"{len(self.pairs)}"
             )
-        self.start, self.stop = (
-            _check.positive(name, value, 0) for name, value in (("start", start), ("stop", stop))
+        self.start, self.end = (
+            _check.positive(name, value, 0) for name, value in (("start", start), ("end", end))
         )
         self.buckets, self.time_major = (
             _check.positive("buckets", buckets),
@@ -750,7 +742,7 @@ class PairLoader(_Selections):
         ends = pairs.lengths
         body = pairs.padded().astype(np.int64)
         answer = np.concatenate([body, np.zeros((1, len(rows)), np.int64)])
-        answer[ends, np.arange(len(rows))] = self.stop
+        answer[ends, np.arange(len(rows))] = self.end
         first = np.full((1, len(rows)), self.start, np.int64)
         arrays = source.padded().astype(np.int64), np.concatenate([first, body]), answer
         x, given, target = (a if self.time_major else a.T.copy() for a in arrays)
@@ -765,7 +757,7 @@ class PairLoader(_Selections):
         order = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.rng}
         parts = {"source": self.source, "target": self.pairs}
         content: dict[str, Any] = {n: _sample(a) for n, a in parts.items()}
-        kind = {"type": "PairLoader", "start": self.start, "stop": self.stop}
+        kind = {"type": "PairLoader", "start": self.start, "end": self.end}
         kind["time_major"] = self.time_major
         order["buckets"] = self.buckets
         return {"kind": kind, "order": order, "content": {"N": len(self.source), **content}}

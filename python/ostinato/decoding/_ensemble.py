@@ -53,7 +53,11 @@ class Ensemble:
             )
         if not steps:
             raise ValueError("steps: expected at least one, got none")
-        given = [None] * len(steps) if select is None else _listed("select", select, "functions")
+        given = (
+            [None] * len(steps)
+            if select is None
+            else list(_check.each("select", select, "functions, one for each step"))
+        )
         if len(given) != len(steps):
             raise ValueError(
                 f"select: expected {len(steps)} functions, one for each step, got {len(given)}"
@@ -105,19 +109,13 @@ class Ensemble:
         return tuple(step.select(one, rows) for step, one in zip(self._steps, state))
 
 
-def _listed(name: str, values: Any, what: str) -> list[Any]:
-    """Return what an argument has for each of the steps."""
-    try:
-        return list(values)
-    except TypeError:
-        raise TypeError(
-            f"{name}: expected a list of {what}, one for each step, got {type(values).__name__}"
-        ) from None
-
-
 def _logarithms(weights: Sequence[float] | None, count: int) -> Array:
     """Return the logarithms of the weights, whose sum is 1."""
-    values = [1.0] * count if weights is None else _listed("weights", weights, "numbers")
+    values = (
+        [1.0] * count
+        if weights is None
+        else list(_check.each("weights", weights, "numbers, one for each step"))
+    )
     if len(values) != count:
         raise ValueError(f"weights: expected {count} numbers, one for each step, got {len(values)}")
     a = np.array([_check.finite("weights", value) for value in values])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check
 from .._annotations import readable
 from .._check import Array
 from ..nn import Layer
@@ -78,26 +78,13 @@ def _loaded(arrays: list[Array], n: int, classes: int) -> _Counts | None:
 
 def _each(sequences: Any) -> Iterator[tuple[str, Any]]:
     """Return sequences, each with what errors call it."""
-    try:
-        every = iter(sequences)
-    except TypeError:
-        raise TypeError(
-            f"sequences: expected a list of sequences, got {type(sequences).__name__}"
-        ) from None
-    return ((f"sequences[{k}]", sequence) for k, sequence in enumerate(every))
-
-
-def _plain(value: Any) -> Array:
-    """Return an array of NumPy; of what is none, such as lists of different lengths, None in it."""
-    try:
-        return np.asarray(_device.host(_device.taken(value)))
-    except (TypeError, ValueError):
-        return np.asarray(None)
+    every = enumerate(_check.each("sequences", sequences, "sequences"))
+    return ((f"sequences[{k}]", sequence) for k, sequence in every)
 
 
 def _checked_labels(sequence: Any, name: str, classes: int) -> Array:
     """Return labels ``[n]`` from 0 to V - 1 as int64."""
-    a = _plain(sequence)
+    a = _check.plain(name, sequence, "[n] whole numbers")
     if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
         raise TypeError(f"{name}: expected [n] whole numbers, got shape {a.shape} of {a.dtype}")
     if a.size and not (a.min() >= 0 and a.max() < classes):
@@ -276,7 +263,7 @@ class NGram(LanguageModel):
 
         Raises:
             TypeError: what is no mapping of names to arrays.
-            ValueError: arrays of another model. The counts are as they were.
+            ValueError: arrays of another model. In both cases the counts are as they were.
         """
         _check.mapping("arrays", arrays, "names to arrays")
         wanted = {f"{n}.{name}" for n in range(self.order) for name in _Counts.names}
@@ -287,7 +274,8 @@ class NGram(LanguageModel):
             )
         tables = []
         for n in range(self.order if arrays else 0):
-            given = [_plain(arrays[f"{n}.{name}"]) for name in _Counts.names]
+            names = [f"{n}.{name}" for name in _Counts.names]
+            given = [_check.plain(f"arrays[{k!r}]", arrays[k], "an array") for k in names]
             table = _loaded(given, n, self.classes)
             if table is None:
                 raise ValueError(
@@ -394,7 +382,7 @@ class StreamModel(LanguageModel):
     >>> import numpy as np
     >>> import ostinato as ost
     >>> layers = ost.nn.Embedding(4, 3, rng=0), ost.nn.GRU(3, 8, rng=0), ost.nn.Linear(8, 4, rng=0)
-    >>> model = ost.decoding.StreamModel(ost.nn.Sequential(*layers), begin=0)
+    >>> model = ost.decoding.StreamModel(ost.nn.Sequential(*layers), start=0)
     >>> y = np.random.default_rng(0).normal(size=(6, 1, 4))
     >>> len(ost.decoding.ctc_beam_search(y, language_model=model)[0])
     1
@@ -402,15 +390,15 @@ class StreamModel(LanguageModel):
     Args:
         model: takes numbers of labels and gives logits of the next one, of the same numbers as the
             classes of the CTC loss: one with a `stream`, such as `nn.Sequential`.
-        begin: the label that stands before the first one.
-        finish: the label that stands behind the last one; None: ends add nothing to a score.
+        start: the label that stands before the first one.
+        end: the label that stands behind the last one; None: ends add nothing to a score.
 
     Raises:
         TypeError: a model that is no layer, or one that needs more than one step at a time.
         ValueError: a model of another direction, or a label below 0.
     """
 
-    def __init__(self, model: Layer, begin: int, finish: int | None = None) -> None:
+    def __init__(self, model: Layer, start: int, end: int | None = None) -> None:
         if not isinstance(model, Layer):
             raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
         stream: Any = getattr(model, "stream", None)
@@ -421,16 +409,16 @@ class StreamModel(LanguageModel):
             )
         self._stream = stream(batch=1)
         self._initial = self._stream.state
-        self.begin = _check.positive("begin", begin, 0)
-        self.finish = None if finish is None else _check.positive("finish", finish, 0)
+        self._first = _check.positive("start", start, 0)
+        self._last = None if end is None else _check.positive("end", end, 0)
 
     def _after(self, state: Any, label: int) -> tuple[Any, Array]:
         self._stream.state = state
         y = self._stream.step(np.array([label]))[0]
-        if self.finish is not None and self.finish >= len(y):
+        if self._last is not None and self._last >= len(y):
             raise ValueError(
-                f"finish: expected a label below V = {len(y)}, the last axis of the logits, got "
-                f"{self.finish}"
+                f"end: expected a label below V = {len(y)}, the last axis of the logits, got "
+                f"{self._last}"
             )
         refuse_unusable("language_model", y)
         return self._stream.state, log_softmax(y)
@@ -441,7 +429,7 @@ class StreamModel(LanguageModel):
         Returns:
             The states of the stream, and what it gave.
         """
-        return self._after(self._initial, self.begin)
+        return self._after(self._initial, self._first)
 
     def advance(self, state: tuple[Any, Array], label: int) -> tuple[Any, Array]:
         """Return the state after a label.
@@ -473,9 +461,9 @@ class StreamModel(LanguageModel):
             state: where the sequence is.
 
         Returns:
-            A number in nats; 0 without ``finish``.
+            A number in nats; 0 without ``end``.
         """
-        return 0.0 if self.finish is None else float(state[1][self.finish])
+        return 0.0 if self._last is None else float(state[1][self._last])
 
 
 readable(globals())

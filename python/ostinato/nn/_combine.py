@@ -395,10 +395,7 @@ class TimeDistributed(Model):
             given, _ = unwrapped(given, "inner_lengths")
             if isinstance(given, Ragged):
                 given = rows_of("inner_lengths", given, sequences)
-        try:
-            inner = np.asarray(_device.host(_device.taken(given)))
-        except ValueError:  # lists of different lengths
-            inner = np.array(None)
+        inner = _check.plain("inner_lengths", given, f"whole numbers of shape {lead}")
         if inner.size and inner.dtype.kind not in "iu":
             raise TypeError(f"inner_lengths: expected an integer dtype, got {inner.dtype}")
         if inner.shape != lead:

@@ -115,7 +115,7 @@ class Decoder(Model):
     >>> logits, state = decoder(np.ones((5, 2), np.int64), memory, memory_lengths=[6, 3])
     >>> logits.shape
     (5, 2, 9)
-    >>> ids, lengths = decoder.generate(memory, start=0, stop=1, steps=4)
+    >>> ids, lengths = decoder.generate(memory, start=0, end=1, steps=4)
     >>> ids.shape[1], lengths.shape
     (2, (2,))
 
@@ -457,7 +457,7 @@ class Decoder(Model):
         *,
         start: Any,
         steps: int,
-        stop: int | None = None,
+        end: int | None = None,
         memory_lengths: Lengths = None,
         width: int = 1,
         length_penalty: float = 0.0,
@@ -469,35 +469,35 @@ class Decoder(Model):
             state: as in a call; without a memory and a state there is one sequence.
             start: the first input: a whole number, or ``[B]`` whole numbers.
             steps: how many are written at most.
-            stop: the number that ends a sequence; None: none does.
+            end: the label that ends a sequence; None: none does.
             memory_lengths: as in a call.
             width: hypotheses of a sequence in a beam search; 1 is greedy.
             length_penalty: of the beam search, at least 0; the larger, the longer the sequences.
 
         Returns:
             ``ids, lengths``: ``ids [T,B]`` (``[B,T]`` if batch_first) on the CPU, filled with
-            ``stop`` behind the end of a sequence; and ``lengths [B]``, without the stop.
+            ``end`` behind the end of a sequence; and ``lengths [B]``, without that label.
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: an argument of the wrong shape or value, a stop that is no label, or logits
+            ValueError: an argument of the wrong shape or value, an end that is no label, or logits
                 of NaN.
         """
         from ..decoding import beam_search, greedy  # which imports the layers
 
         most, width = _check.positive("steps", steps), _check.positive("width", width)
-        stop = None if stop is None else _check.positive("stop", stop, 0)
+        end = None if end is None else _check.positive("end", end, 0)
         run = self.steps(memory, state, memory_lengths=memory_lengths)
         first = self._starts(start, run.memory, state)
-        options: Any = {"end": stop, "max_steps": most, "select": run.select}
+        options: Any = {"end": end, "max_steps": most, "select": run.select}
         if width == 1 and not length_penalty:
-            found = greedy(_checked(run, stop), first, **options)
+            found = greedy(_checked(run, end), first, **options)
         else:
             options.update(width=width, length_penalty=length_penalty)
-            found = [best[0] for best in beam_search(_checked(run, stop), first, **options)]
+            found = [best[0] for best in beam_search(_checked(run, end), first, **options)]
         lengths = np.array([len(h.labels) for h in found], np.int64)
         longest = max((len(h.labels) + bool(h.ended) for h in found), default=0)
-        ids = np.full((len(found), longest), 0 if stop is None else stop, np.int64)
+        ids = np.full((len(found), longest), 0 if end is None else end, np.int64)
         for row, h in zip(ids, found):
             row[: len(h.labels)] = h.labels
         return (ids if self.batch_first else ids.T), lengths
@@ -603,17 +603,17 @@ def _within(lengths: Any, step: int) -> Any:
     return None if lengths is None else (lengths > step).astype(np.int64)
 
 
-def _checked(run: DecoderSteps, stop: int | None) -> Any:
-    """Return a step whose logits are usable, and whose stop is one of their labels."""
+def _checked(run: DecoderSteps, end: int | None) -> Any:
+    """Return a step whose logits are usable, and whose end is one of their labels."""
     from ..decoding._hypothesis import refuse_unusable  # which imports the layers
 
     def step(labels: Array, state: Any) -> tuple[Array, Any]:
         y, state = run(labels, state)
         scores: Array = _device.host(y)
-        if stop is not None and stop >= scores.shape[-1]:
+        if end is not None and end >= scores.shape[-1]:
             raise ValueError(
-                f"stop: expected a label below O = {scores.shape[-1]}, the outputs of the head, "
-                f"got {stop}"
+                f"end: expected a label below O = {scores.shape[-1]}, the outputs of the head, "
+                f"got {end}"
             )
         refuse_unusable("head", scores)
         return scores, state

@@ -489,7 +489,7 @@ class _Pairs(PairLoader):
         super().__init__(
             *self._cut(0),
             start=START,
-            stop=STOP,
+            end=STOP,
             batch_size=trained.options.batch,
             shuffle=shuffle,
             rng=seed,

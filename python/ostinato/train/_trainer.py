@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -501,9 +501,8 @@ class Trainer:
 
 def _callbacks(given: Any) -> list[Callback]:
     """Return the callbacks of a list; a class is instantiated where it needs no arguments."""
-    if isinstance(given, (str, type)) or not isinstance(given, Iterable):
-        raise TypeError(f"callbacks: expected a list of callbacks, got {type(given).__name__}")
-    return [_instance(f"callbacks[{k}]", c, Callback) for k, c in enumerate(given)]
+    every = enumerate(_check.each("callbacks", given, "callbacks"))
+    return [_instance(f"callbacks[{k}]", c, Callback) for k, c in every]
 
 
 def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
