@@ -217,8 +217,10 @@ def test_convolution_is_told_what_is_wrong() -> None:
         ValueError, match="padding: expected one of 'same', 'causal', 'valid', got 'full'"
     ):
         nn.Conv1d(3, 4, 3, padding="full")
-    with pytest.raises(TypeError, match="x: expected last axis 3 of float32, got shape"):
+    with pytest.raises(ValueError, match=r"x: expected shape \(..., 3\), got \(5, 2, 4\)"):
         nn.Conv1d(3, 4, 3)(np.zeros((5, 2, 4), np.float32))
+    with pytest.raises(TypeError, match=r"x: expected dtype float32, .* x.astype\(np.float32\)"):
+        nn.Conv1d(3, 4, 3)(np.zeros((5, 2, 3)))
     with pytest.raises(TypeError, match="lengths: expected whole numbers, got dtype float64"):
         nn.Conv1d(3, 4, 3).output_lengths([1.5])
     with pytest.raises(

@@ -64,6 +64,24 @@ def test_a_stream_is_the_model_bit_for_bit(which: int, kernel_set: str) -> None:
     assert np.array_equal(stream.step(x[0, [again]], slots=[again])[0], y[0, again])
 
 
+def test_a_layer_without_a_state_has_a_stream() -> None:
+    r = np.random.default_rng(0)
+    for layer, x in (
+        (ost.nn.Linear(3, 2, rng=0), r.standard_normal((2, 3), np.float32)),
+        (ost.nn.Embedding(4, 3, rng=0), np.array([3, 1])),
+    ):
+        stream = layer.stream(2)
+        assert np.array_equal(stream.step(x), layer(x))
+        assert stream.state is None
+        assert np.array_equal(stream.step(x[:1], slots=[1]), layer(x[:1]))
+    with pytest.raises(TypeError, match="expected a model with something to compute, got Dropout"):
+        ost.nn.Dropout(0.5).stream()
+    with pytest.raises(TypeError, match="expected a layer first that knows the length of its inp"):
+        ost.nn.Activation("tanh").stream()
+    with pytest.raises(TypeError, match="got a Pool, which has none"):
+        ost.nn.Pool("mean").stream()
+
+
 def test_states_of_a_stream_are_saved_and_restored() -> None:
     model = models()[0]
     stream, other = model.stream(2), model.stream(2)

@@ -324,14 +324,19 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
     return a
 
 
-def state(
-    name: str, value: Array, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str
-) -> Array:
-    """Return an array that is a state, or the gradient of one, of that shape and dtype."""
+def of_dtype(name: str, value: Array, dtype: np.dtype[Any]) -> None:
+    """Raise unless an array is of a dtype."""
     if value.dtype != dtype:
         raise TypeError(
             f"{name}: expected dtype {dtype}, got {value.dtype}; use {name}.astype(np.{dtype})"
         )
+
+
+def state(
+    name: str, value: Array, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str
+) -> Array:
+    """Return an array that is a state, or the gradient of one, of that shape and dtype."""
+    of_dtype(name, value, dtype)
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {axes} = {shape}, got {value.shape}")
     return value

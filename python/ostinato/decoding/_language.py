@@ -401,13 +401,7 @@ class StreamModel(LanguageModel):
     def __init__(self, model: Layer, start: int, end: int | None = None) -> None:
         if not isinstance(model, Layer):
             raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
-        stream: Any = getattr(model, "stream", None)
-        if stream is None:
-            raise TypeError(
-                "model: expected a Layer with a stream, such as nn.Sequential, got "
-                f"{type(model).__name__}; use nn.Sequential(model)"
-            )
-        self._stream = stream(batch=1)
+        self._stream = model.stream()
         self._initial = self._stream.state
         self._first = _check.positive("start", start, 0)
         self._last = None if end is None else _check.positive("end", end, 0)

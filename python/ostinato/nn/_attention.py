@@ -128,11 +128,7 @@ class Attention(Model):
     ) -> None:
         """Raise unless it is an array of such ranks, which a layer can read if there is one."""
         v = _check.array(name, value_of(x), ranks)
-        if v.dtype != self._kind_of_numbers:
-            raise TypeError(
-                f"{name}: expected dtype {self._kind_of_numbers}, got {v.dtype}; use "
-                f"{name}.astype(np.{self._kind_of_numbers})"
-            )
+        _check.of_dtype(name, v, self._kind_of_numbers)
         size = getattr(layer, "in_features", None)
         if size is not None and v.shape[-1] != size:
             raise ValueError(f"{name}: expected a last axis of {size}, got {v.shape[-1]}")

@@ -17,7 +17,6 @@ from .._ragged import Ragged, as_given, flat_flags, unwrapped
 from .._recording import value_of
 from ._model import Model
 from ._recurrent import RNN
-from ._stream import Stream
 
 
 class _Times(NamedTuple):
@@ -389,20 +388,6 @@ class ClockworkRNN(Model):
         return _Times(now, inside, on, last, end)
 
     # -- streams -----------------------------------------------------------------------------------
-
-    def stream(self, batch: int = 1) -> Stream:
-        """Return a stream: one step a call, with states and clocks in slots.
-
-        Args:
-            batch: B, the number of slots, each with a state and a clock of its own.
-
-        Returns:
-            The stream, see `Stream`; its steps are in NumPy, and agree to rounding.
-
-        Raises:
-            ValueError: a layer that is not on the CPU; batch is less than 1.
-        """
-        return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> Any:
         h = np.zeros((1, native.batch, self.hidden_size), self.dtype)

@@ -197,11 +197,9 @@ class Conv1d(Layer):
         """Return x as ``[B,T,I]``, zero where it does not count, and where it counts ``[B,T]``."""
         x = _check.array("x", x, 3)
         _device.same("x", x, self._block.values)
-        if x.dtype != self._dtype or x.shape[2] != self.in_channels:
-            raise TypeError(
-                f"x: expected last axis {self.in_channels} of {self._dtype}, got shape {x.shape} "
-                f"of {x.dtype}"
-            )
+        _check.of_dtype("x", x, self._dtype)
+        if x.shape[2] != self.in_channels:
+            raise ValueError(f"x: expected shape (..., {self.in_channels}), got {x.shape}")
         on = real_steps(x, lengths, mask, self.batch_first)
         x = without_padding(x, on)
         if not self.batch_first:
@@ -258,7 +256,7 @@ class Conv1d(Layer):
             ``y [T',B,O]`` of the kind and layout of x; see `output_lengths` for T'.
 
         Raises:
-            TypeError: x is no array of the layer's dtype and device, or its last axis is not I.
+            TypeError: x is no array of the layer's dtype and device.
             ValueError: an argument of the wrong shape.
         """
         sequences, listed = unwrapped(x)
@@ -283,7 +281,7 @@ class Conv1d(Layer):
             ``y, pullback``, with y read-only and dx of the kind of x.
 
         Raises:
-            TypeError: x is no array of the layer's dtype and device, or its last axis is not I.
+            TypeError: x is no array of the layer's dtype and device.
             ValueError: an argument of the wrong shape.
         """
         sequences, listed = unwrapped(x)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
+
+if TYPE_CHECKING:
+    from ._stream import Stream
 
 
 class Layer:
@@ -523,6 +526,31 @@ class Layer:
 
     def _pack(self, backward: bool) -> Any:
         raise TypeError(f"{type(self).__name__} has no packed weights")
+
+    def stream(self, batch: int = 1) -> Stream:
+        """Return a stream of the layer or model: one step a call, with states in slots.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> layers = ost.nn.Embedding(4, 3, rng=0), ost.nn.GRU(3, 5, rng=0)
+        >>> stream = ost.nn.Sequential(*layers).stream(batch=2)
+        >>> stream.step(np.array([0, 3])).shape
+        (2, 5)
+
+        Args:
+            batch: B, the number of slots, each with a state of its own.
+
+        Returns:
+            The stream, see `Stream`.
+
+        Raises:
+            TypeError: a layer that needs more than one step at a time, or that has no number of
+                features, as `Dropout` and `Activation` by themselves.
+            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
+        """
+        from ._stream import Stream  # which imports the layers
+
+        return Stream(self, batch)
 
     # A stream adds what the layer computes to a native object, and works on the states that
     # `_join_stream` returns: None for a

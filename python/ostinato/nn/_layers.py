@@ -23,10 +23,7 @@ def _rows(
     x = _check.array(name, x)
     if like is not None:
         _device.same(name, x, like)
-    if x.dtype != dtype:
-        raise TypeError(
-            f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})"
-        )
+    _check.of_dtype(name, x, dtype)
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., {width}), got {x.shape}")
     return _check.contiguous(x).reshape(math.prod(x.shape[:-1]), width)

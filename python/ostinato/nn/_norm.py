@@ -12,7 +12,6 @@ from .._annotations import readable
 from .._check import Array, Seed
 from ._layer import Layer, Pullback
 from ._layers import _gradient_rows, _rows
-from ._stream import Stream
 
 
 class LayerNorm(Layer):
@@ -71,20 +70,6 @@ class LayerNorm(Layer):
         p = self.parameters()
         y: Array = self._normal(x)[0] * p["weight"] + p["bias"]
         return y.reshape(x.shape)
-
-    def stream(self, batch: int = 1) -> Stream:
-        """Return a stream: one step a call.
-
-        Args:
-            batch: B, the number of slots.
-
-        Returns:
-            The stream, see `Stream`.
-
-        Raises:
-            ValueError: a layer that is not on the CPU; batch is less than 1.
-        """
-        return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> None:
         p = {n: v.copy() for n, v in self.parameters().items()}  # as they are now

@@ -130,11 +130,7 @@ class Pool(Layer):
         sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
         if sequences.rows.ndim != 2:
             raise ValueError(f"x: expected rows of shape (N, D), got {sequences.rows.shape}")
-        if sequences.rows.dtype != self._dtype:
-            raise TypeError(
-                f"x: expected dtype {self._dtype}, got {sequences.rows.dtype}; use "
-                f"x.astype(np.{self._dtype})"
-            )
+        _check.of_dtype("x", sequences.rows, self._dtype)
         width = sequences.rows.shape[1]
         if self.kind == "attention" and width != len(self.parameters()["bias"]):
             raise ValueError(

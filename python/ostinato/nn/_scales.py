@@ -41,10 +41,7 @@ def ranges_of(layer: ScaledInputs, x: Any, lengths: Lengths, mask: Any) -> Array
     rows = sequences.rows if on.all() else sequences.rows[on]
     if rows.ndim != 2 or rows.shape[1] != layer.input_size:
         raise ValueError(f"x: expected I = {layer.input_size} features, got shape {shape}")
-    if rows.dtype != layer.dtype:
-        raise TypeError(
-            f"x: expected dtype {layer.dtype}, got {rows.dtype}; use x.astype(np.{layer.dtype})"
-        )
+    _check.of_dtype("x", rows, layer.dtype)
     if rows.size == 0:
         raise ValueError(f"x: expected at least one step that takes part, got shape {shape}")
     out: Array = np.maximum(rows.max(0), -rows.min(0))

@@ -16,7 +16,6 @@ from ._block import Block, Views
 from ._layer import Layer, Pullback, acts_on_rows, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
-from ._stream import Stream
 from ._table import Lookup
 
 if TYPE_CHECKING:
@@ -379,21 +378,6 @@ class Sequential(Layer):
         calibrate_all(self, x, state, times)
         return self
 
-    def stream(self, batch: int = 1) -> Stream:
-        """Return a stream of the whole model: one step a call, with states in slots.
-
-        Args:
-            batch: B, the number of slots, each with a state of its own.
-
-        Returns:
-            The stream, see `Stream`.
-
-        Raises:
-            TypeError: a layer that cannot run step by step.
-            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
-        """
-        return Stream(self, batch)
-
     def _join_stream(self, native: Any) -> Any:
         return [layer._join_stream(native) for layer in self.layers]
 
@@ -522,11 +506,7 @@ def _like(name: str, given: Any, own: Any) -> Any:
         _device.same(name, given, own)
         if given.shape != own.shape:
             raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
-        if given.dtype != own.dtype:
-            raise TypeError(
-                f"{name}: expected dtype {own.dtype}, got {given.dtype}; use "
-                f"{name}.astype(np.{own.dtype})"
-            )
+        _check.of_dtype(name, given, own.dtype)
         return given
     if not isinstance(given, (tuple, list)) or len(given) != len(own):
         raise TypeError(f"{name}: expected a tuple of {len(own)}, got {type(given).__name__}")

@@ -19,9 +19,9 @@ from ._layer import Layer, layers_of
 class Stream:
     """Run the layers of a model one step a call, on arrays that stay.
 
-    `Recurrent.stream` and `Sequential.stream` make it. The numbers are those of the model on the
-    whole sequence, bit for bit. A step of all slots allocates nothing. A stream runs one step at a
-    time: make one for each thread. Layers that the native code does not have (`LayerNorm`, a causal
+    `Layer.stream` makes it. The numbers are those of the model on the whole sequence, bit for bit.
+    A step of all slots allocates nothing. A stream runs one step at a time: make one for each
+    thread. Layers that the native code does not have (`LayerNorm`, `ClockworkRNN`, a causal
     `Conv1d`, `Residual`, `Concat`, GELU) take steps in NumPy between native ones, which allocate,
     and agree to rounding.
 
@@ -40,7 +40,7 @@ class Stream:
     (2, 2)
 
     Args:
-        model: a recurrent layer or a `Sequential`, on the CPU.
+        model: a layer or a model, on the CPU.
         batch: B, the number of slots.
 
     Raises:
