@@ -141,16 +141,65 @@ def test_databases_that_several_begin_at_once(tmp_path: Path) -> None:
         opened = fake_mpi.in_threads(3, begin)
         optuna.create_study(storage=opened[0], study_name="a")
         assert [[study.study_name for study in s.get_all_studies()] for s in opened] == [["a"]] * 3
+        for storage in opened:
+            _study._close(storage)
+
+
+def test_a_search_leaves_no_database_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that is refused, nor an attempt to make the tables that fails."""
+    import sqlite3
+
+    open_now: set[int] = set()
+
+    class Counted(sqlite3.Connection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            open_now.add(id(self))
+
+        def close(self) -> None:
+            open_now.discard(id(self))
+            super().close()
+
+    connect = sqlite3.dbapi2.connect
+    made = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(connect(*args, **{**options, "factory": Counted}))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", counted)
+    monkeypatch.setattr(sqlite3, "connect", counted)
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    run(url, 1)
+    assert made
+    assert not open_now
+    with pytest.raises(ValueError, match="study: expected 'search' to be searched as before"):
+        run(url, 1, seed=5)
+    assert not open_now
+    attempts: list[Any] = []
+    begin = optuna.storages.RDBStorage.__init__
+
+    def fails_once(self: Any, url: str) -> None:
+        begin(self, url)
+        attempts.append(self)
+        if len(attempts) == 1:
+            self.engine.connect().close()  # one that the pool keeps
+            raise RuntimeError("table studies already exists")
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", fails_once)
+    run(url, 2)
+    assert len(attempts) == 2
+    assert not open_now
 
 
 def test_a_database_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def out_of_reach(url: str) -> Any:
+    def out_of_reach(self: Any, url: str) -> None:
         asked.append(url)
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", out_of_reach)
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", out_of_reach)
     with pytest.raises(ValueError, match=r"expected the URL of a database.*no route to host"):
         run("sqlite:///a.db", 1)
     assert len(asked) == 1
@@ -385,11 +434,11 @@ def test_passwords_are_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     said = ["no such host: {}", "", "\n"]  # in turn
 
-    def fails(url: str) -> None:
+    def fails(self: Any, url: str) -> None:
         said.append(said.pop(0))
         raise RuntimeError(said[-1].format(url))
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", fails)
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", fails)
     for url in (
         "postgresql://me:geh/e@im@host/name",
         "postgresql://host/name?user=me&password=geh/e@im",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -296,10 +297,10 @@ def search(
     settings = {"space": space, "monitor": monitor, "mode": mode, "prune": prune, "seed": seed}
     settings["fit"] = {k: v for k, v in fit.items() if k != "progress"}
     try:
-        made = Study(optuna, settings, seed, storage, name, grace)
-        options = {"progress": False, **fit, "seed": seed, "monitor": monitor, "mode": mode}
-        options |= {"train": train, "validation": validation}
-        return _Search(made, build, checked, options, prune).run(trials)
+        with contextlib.closing(Study(optuna, settings, seed, storage, name, grace)) as made:
+            options = {"progress": False, **fit, "seed": seed, "monitor": monitor, "mode": mode}
+            options |= {"train": train, "validation": validation}
+            return _Search(made, build, checked, options, prune).run(trials)
     finally:
         optuna.logging.set_verbosity(verbosity)
 

@@ -56,15 +56,26 @@ def _database(optuna: Any, url: str) -> Any:
     Of those that come at the same moment several make them, table by table, and each fails at one
     that another process has made. It finds that one at its next attempt.
     """
+    kind = optuna.storages.RDBStorage
     for attempt in range(_ATTEMPTS):
+        storage = kind.__new__(kind)  # which holds connections, also where the rest fails
         try:
-            return optuna.storages.RDBStorage(url)
+            storage.__init__(url)
+            return storage
         except Exception as error:  # whatever SQLAlchemy and drivers raise
+            _close(storage)
             others = type(error).__name__ == "IntegrityError" or "exists" in str(error).lower()
             if not others or attempt == _ATTEMPTS - 1:
                 raise
             time.sleep(random.uniform(0.02, 0.1))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _close(storage: Any) -> None:
+    """Close the connections of a database; a journal keeps no file open."""
+    engine = getattr(storage, "engine", None)
+    if engine is not None:
+        engine.dispose()
 
 
 def _is_journal(path: Path) -> bool:
@@ -170,17 +181,27 @@ class Study:
         self.gone: type[Exception] = getattr(
             optuna.exceptions, "UpdateFinishedTrialError", RuntimeError
         )
-        self._study = optuna.create_study(  # of figures of which less is better
-            study_name=name,
-            storage=_opened(optuna, storage),
-            load_if_exists=True,
-            direction="minimize",
-            sampler=optuna.samplers.TPESampler(seed=seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-        )
-        self._settings: dict[str, Any] = json.loads(json.dumps(written(settings)))
-        if self._shared:
-            self._claim()
+        there = _opened(optuna, storage)
+        self._own = None if there is storage else there
+        try:
+            self._study = optuna.create_study(  # of figures of which less is better
+                study_name=name,
+                storage=there,
+                load_if_exists=True,
+                direction="minimize",
+                sampler=optuna.samplers.TPESampler(seed=seed),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            )
+            self._settings: dict[str, Any] = json.loads(json.dumps(written(settings)))
+            if self._shared:
+                self._claim()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the storage, unless it was given as one."""
+        _close(self._own)
 
     def _claim(self) -> None:
         """Say with which settings the study is searched, if nobody has, and compare them.
