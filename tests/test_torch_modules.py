@@ -240,6 +240,35 @@ def test_resets_are_a_loop_over_steps(kind: str) -> None:
     assert_same(theirs, ours, call, [x, *state_for(theirs, 4)])
 
 
+def test_flags_are_packed_as_the_input() -> None:
+    """Those of another packing would be of other rows."""
+    rows = [torch.randn(n, 3) for n in (2, 5, 3)]
+    marks = [torch.zeros(n, dtype=torch.bool) for n in (2, 5, 3)]
+    packed, module = pack_sequence(rows, enforce_sorted=False), ot.GRU(3, 4)
+    module(packed, resets=pack_sequence(marks, enforce_sorted=False))
+    in_order = pack_sequence([marks[k] for k in (1, 2, 0)])
+    others = PackedSequence(torch.zeros(10, dtype=torch.bool), torch.tensor([2] * 5))
+    for wrong in (in_order, others):
+        with pytest.raises(ValueError, match="resets: expected a PackedSequence of the batch_siz"):
+            module(packed, resets=wrong)
+    for count in (2, 5):
+        with pytest.raises(RuntimeError, match="hx: expected states of 3 sequences, got shape"):
+            module(packed, torch.zeros(1, count, 4))
+
+
+def test_autocast_is_of_floating_point_numbers() -> None:
+    module, x = ot.LSTM(3, 4), torch.ones(2, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x.double())
+        for wrong in (x * 1j, x.long()):
+            with pytest.raises(ValueError, match=r"input: expected torch\.float32 as the"):
+                module(wrong)
+    with pytest.raises(TypeError, match="layer_norm: expected True or False, got 'no'"):
+        ot.LSTM(3, 4, layer_norm="no")
+    with pytest.raises(TypeError, match="hx: expected a pair of tensors, got one of ndarray"):
+        module(x, (np.zeros((1, 2, 4)), np.zeros((1, 2, 4))))
+
+
 def test_resets_of_packed_sequences_and_single_ones() -> None:
     _, ours = pair("GRU", {"bidirectional": True})
     sequences = [torch.randn(n, 5, dtype=torch.float64) for n in (3, 6, 1)]
@@ -556,6 +585,20 @@ X = torch.zeros(4, 2, 5)
         (ValueError, "lengths: expected values from 0 to T", lambda m: m(X, lengths=[1, 5])),
         (ValueError, "lengths: expected values from 0 to T", lambda m: m(X, lengths=[-1, 4])),
         (TypeError, "resets: expected a tensor of bool", lambda m: m(X, resets=torch.zeros(4, 2))),
+        (TypeError, "resets: expected a tensor of bool", lambda m: m(X[:, 0], resets=[True] * 4)),
+        (TypeError, "input: expected a tensor or a PackedSequence", lambda m: m(X.numpy())),
+        (
+            TypeError,
+            r"lengths: expected whole numbers, got \[None, 1\]",
+            lambda m: m(X, lengths=[None, 1]),
+        ),
+        (TypeError, "lengths: expected whole numbers, got 'ab'", lambda m: m(X, lengths="ab")),
+        (TypeError, "lengths: expected whole numbers", lambda m: m(X, lengths=[2**70, 1])),
+        (
+            RuntimeError,
+            r"lengths: expected shape \(B,\) = \(1,\)",
+            lambda m: m(X[:, 0], lengths=[3, 2]),
+        ),
         (TypeError, "resets: expected a tensor of bool", lambda m: m(X, resets=np.zeros((4, 2)))),
         (
             RuntimeError,
@@ -589,7 +632,7 @@ X = torch.zeros(4, 2, 5)
             lambda m: m(X, (torch.zeros(1, 2, 7, device="meta"), torch.zeros(1, 2, 7))),
         ),
     ],
-    ids=range(24),
+    ids=range(30),
 )
 def test_bad_input(error: type[Exception], text: str, call: Any) -> None:
     with pytest.raises(error, match=text):

@@ -291,6 +291,44 @@ def test_gradients_of_each_sample(kind: str) -> None:
     torch.testing.assert_close(jacobian, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # its own
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_layer_beside_what_is_differentiated(trainable: bool) -> None:
+    """Within a transform of torch.func new tensors have no memory of their own."""
+    layer = ot.GRU(3, 4).requires_grad_(trainable)
+    x, tangent = torch.randn(5, 2, 3), torch.ones(5, 2, 3)
+    y = layer(x)[0].detach()
+
+    def scaled(v: Any) -> Any:
+        return v.sum() * layer(x)[0]
+
+    jacobian = torch.func.jacrev(scaled)(x)
+    torch.testing.assert_close(jacobian[..., 0, 0, 0], y)
+    moved = torch.func.jvp(scaled, (x,), (tangent,))[1]
+    torch.testing.assert_close(moved, y * tangent.sum())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # its own
+def test_forward_mode_is_refused() -> None:
+    """Tangents would be lost, and the derivative zero."""
+    layer = ot.GRU(3, 4).requires_grad_(False)
+    x, state = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    weights = {n: v.detach() for n, v in layer.named_parameters()}
+    ones = {n: torch.ones_like(v) for n, v in weights.items()}
+    told = pytest.raises(RuntimeError, match="forward mode: expected tensors without tangents")
+    with told:
+        torch.func.jvp(lambda v: layer(v)[0], (x,), (torch.ones_like(x),))
+    with told:
+        torch.func.jacfwd(lambda h: layer(x, h)[0])(state)
+    with told:
+        torch.func.jvp(lambda w: torch.func.functional_call(layer, w, (x,)), (weights,), (ones,))
+    ad = torch.autograd.forward_ad
+    with ad.dual_level(), torch.no_grad(), told:
+        layer(ad.make_dual(x, torch.ones_like(x)))
+    with ad.dual_level():
+        torch.testing.assert_close(layer(x)[0], layer(x)[0])
+
+
 def test_vmap_over_models_and_random_numbers() -> None:
     layers = [ot.GRU(3, 4) for _ in range(3)]
     stacked, _ = torch.func.stack_module_state(layers)

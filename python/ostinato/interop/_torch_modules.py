@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _check
 from .._annotations import readable
 from ._torch_kernels import UNIT_NAMES, Inputs, Options, Tensor, require_device, weight_names
 from ._torch_ops import recurrent
@@ -147,6 +148,10 @@ class Recurrent(torch.nn.RNNBase):
         weights = [getattr(self, name) for name in self._names]
         if isinstance(input, PackedSequence):
             return self._packed(input, hx, lengths, resets, weights)
+        if not isinstance(input, torch.Tensor):
+            raise TypeError(
+                f"input: expected a tensor or a PackedSequence, got {type(input).__name__}"
+            )
         dim = input.dim()
         if dim != 3 and dim != 2:
             raise ValueError(
@@ -156,8 +161,12 @@ class Recurrent(torch.nn.RNNBase):
         if dim == 2:
             axis = 0 if first else 1
             input, hx = input.unsqueeze(axis), self._with_batch(hx)
-            resets = None if resets is None else resets.unsqueeze(axis)
-            lengths = None if lengths is None else torch.as_tensor(lengths).reshape(1)
+            if resets is not None:
+                _check_flags(resets)
+                resets = resets.unsqueeze(axis)
+            if lengths is not None:
+                lengths = _tensor_of(lengths, input.device)
+                lengths = lengths.reshape(1) if lengths.numel() == 1 else lengths
         batch, steps = input.shape[:2] if first else (input.shape[1], input.shape[0])
         if steps == 0:
             raise RuntimeError(f"input: expected at least one step, got {tuple(input.shape)}")
@@ -193,6 +202,9 @@ class Recurrent(torch.nn.RNNBase):
             return hx, None
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise TypeError(f"hx: expected a pair (h, c), got {type(hx).__name__}")
+        for s in hx:
+            if s is not None and not isinstance(s, torch.Tensor):
+                raise TypeError(f"hx: expected a pair of tensors, got one of {type(s).__name__}")
         return hx[0], hx[1]
 
     def _run(
@@ -254,7 +266,9 @@ class Recurrent(torch.nn.RNNBase):
         precision = "float64" if dtype == torch.float64 else "float32"
         if dtype == torch.bfloat16:
             precision = "bfloat16"
-        if device in _AUTOCAST and torch.is_autocast_enabled(device):
+        casts = device in _AUTOCAST and torch.is_autocast_enabled(device)
+        # As PyTorch does, of floating-point numbers alone.
+        if casts and all(t is None or t.is_floating_point() for t in (x, h, c)):
             if dtype == torch.float32 and torch.get_autocast_dtype(device) == torch.bfloat16:
                 precision = "bfloat16"
             x = x if x.dtype == dtype else x.to(dtype)
@@ -301,6 +315,7 @@ class Recurrent(torch.nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has them")
         if isinstance(resets, PackedSequence):
+            _check_packing(resets, input)
             resets = resets.data
         if resets is not None:
             _check_resets(resets, (x.shape[0],))
@@ -308,6 +323,12 @@ class Recurrent(torch.nn.RNNBase):
             raise RuntimeError(f"input: expected data of 2 axes, got shape {tuple(x.shape)}")
         h, c = self._split(hx)
         if there is not None:
+            for s in (h, c):
+                if s is not None and (s.dim() != 3 or s.shape[1] != there.shape[0]):
+                    raise RuntimeError(
+                        f"hx: expected states of {there.shape[0]} sequences, got shape "
+                        f"{tuple(s.shape)}"
+                    )
             h, c = (None if s is None else s.index_select(1, there) for s in (h, c))
         hx = None if h is None and c is None else (h, c) if self._has_cells else h
         batch = int(sizes[0]) if there is None else there.shape[0]  # the latter breaks no graph
@@ -318,12 +339,19 @@ class Recurrent(torch.nn.RNNBase):
         return PackedSequence(y, sizes, there, back), ((h, c) if self._has_cells else h)
 
 
-def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
-    """Return lengths as int64; what is no tensor becomes one on the device of the input."""
+def _tensor_of(lengths: Any, device: torch.device) -> Tensor:
+    """Return lengths as a tensor; what is none becomes one on the device of the input."""
     if isinstance(lengths, torch.Tensor):
-        t = lengths
-    else:
-        t = torch.as_tensor(lengths, device=device)
+        return lengths
+    try:
+        return torch.as_tensor(lengths, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"lengths: expected whole numbers, got {_check.quoted(lengths)}") from None
+
+
+def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
+    """Return lengths as int64."""
+    t = _tensor_of(lengths, device)
     if t.dtype not in _WHOLE:
         raise TypeError(f"lengths: expected whole numbers, got {t.dtype}")
     if t.shape != (batch,):
@@ -331,10 +359,31 @@ def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
     return t.to(torch.int64)
 
 
-def _check_resets(resets: Any, shape: tuple[Any, ...]) -> None:
+def _check_packing(resets: PackedSequence, input: PackedSequence) -> None:
+    """Raise unless flags are packed as the input: those of other rows would be read."""
+    if torch.compiler.is_compiling():  # to compare numbers would end the graph
+        return
+    sizes, (there, wanted) = resets.batch_sizes, (resets.sorted_indices, input.sorted_indices)
+    same = torch.equal(sizes, input.batch_sizes)
+    if there is not None or wanted is not None:
+        identity = torch.arange(int(input.batch_sizes[0]))
+        a, b = (identity if s is None else s.cpu() for s in (there, wanted))
+        same = same and torch.equal(a, b)
+    if not same:
+        raise ValueError(
+            "resets: expected a PackedSequence of the batch_sizes and sorted_indices of the input, "
+            f"got one of {tuple(sizes.shape)} steps; pack both by the same lengths"
+        )
+
+
+def _check_flags(resets: Any) -> None:
     if not isinstance(resets, torch.Tensor) or resets.dtype != torch.bool:
         got = resets.dtype if isinstance(resets, torch.Tensor) else type(resets).__name__
         raise TypeError(f"resets: expected a tensor of bool, got {got}")
+
+
+def _check_resets(resets: Any, shape: tuple[Any, ...]) -> None:
+    _check_flags(resets)
     if resets.shape != shape:
         raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
 
@@ -404,7 +453,7 @@ class LSTM(Recurrent):
             device,
             dtype,
         )
-        if not layer_norm:
+        if not _check.flag("layer_norm", layer_norm):
             return
         if proj_size:
             raise ValueError(f"proj_size: expected 0 with layer_norm=True, got {proj_size}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _torch_kernels as kernels
 from ._torch_kernels import Inputs, Options, Tensor
@@ -280,7 +281,9 @@ def recurrent(
     if torch.compiler.is_compiling():
         save = training and not torch.compiler.is_exporting()
         y, h_n, c_n, _ = _forward_op(*inputs, *options, save)
-    elif training:
+        return y, h_n, c_n
+    _refuse_forward_mode(inputs)
+    if training:
         x, h0, c0, weights, *rest = inputs
         y, h_n, c_n, _ = _Recorded.apply(options, tuple(rest), x, h0, c0, *weights)
     elif _is_plain(inputs):
@@ -290,11 +293,31 @@ def recurrent(
     return y, h_n, c_n
 
 
+def _refuse_forward_mode(inputs: Inputs) -> None:
+    """Raise where a tensor has a tangent, which the kernels would drop."""
+    if getattr(forward_ad, "_current_level", 0) < 0:  # of PyTorch: no level is open
+        return
+    for t in (inputs.x, inputs.h0, inputs.c0, *inputs.weights):
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+            raise RuntimeError(
+                "forward mode: expected tensors without tangents, got one with, through an "
+                "ostinato layer; use torch.func.vjp or jacrev, or the layer of torch.nn"
+            )
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
+# The innermost transform of torch.func that runs; PyTorch has no public name for it.
+_transforms: Any = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
 
 
 def _is_plain(inputs: Inputs, *more: Tensor | None) -> bool:
-    """Return whether all tensors have memory: none stands for others, as those of vmap do."""
+    """Return whether all tensors have memory: none stands for others, as those of vmap do.
+
+    Within a transform of torch.func new tensors stand for others as well, also those of a layer
+    that the transform does not differentiate.
+    """
+    if _transforms() is not None:
+        return False
     x, h0, c0, weights, lengths, resets, *_ = inputs
     try:
         for t in (*weights, x, h0, c0, lengths, resets, *more):
