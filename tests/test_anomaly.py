@@ -102,6 +102,8 @@ def test_moving_zscore_and_mean() -> None:
         part = values[t - 10 : t]
         assert z[t] == pytest.approx(abs(values[t] - part.mean()) / part.std())
     assert (moving_zscore(np.ones(30), 5) == 0).all()
+    flat = np.append(np.full(30, 0.1), 0.2)  # whose standard deviation is 1e-17
+    assert (moving_zscore(flat, 7) == 0).all()
     assert (moving_zscore(values[:5], 10) == 0).all()
     for width in (1, 4, 5):
         mean = moving_mean(values, width)
@@ -232,6 +234,9 @@ def test_arrays_that_cannot_be_used() -> None:
         detector.fit(np.arange(9.0))
     with pytest.raises(ValueError, match="values: expected rows that vary, got 3 in all"):
         detector.fit(np.full(900, 3.0))
+    rows = np.where(np.arange(900) % 90 < 45, 0.1, 5.0)
+    with pytest.raises(ValueError, match="values: expected normal rows that vary, got none"):
+        detector.fit(rows, rows == 0.1)
     with pytest.raises(TypeError, match="values: expected real numbers"):
         detector.fit(np.ones(900, complex))
     with pytest.raises(ValueError, match="horizon: expected at most 64, got 65"):

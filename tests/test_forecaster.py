@@ -13,7 +13,13 @@ from ostinato.tasks import _smoothing
 from ostinato.tasks._calibration import students_factor
 from ostinato.tasks._scaled import ScaledSeries
 from ostinato.tasks._smoothing import BOUND, extend, quarters_of_naive, second_season, smooth
-from ostinato.tasks.forecaster import Forecaster, ForecastOptions, Pinball, seasonal_naive
+from ostinato.tasks.forecaster import (
+    Forecaster,
+    ForecastOptions,
+    Pinball,
+    moments_of,
+    seasonal_naive,
+)
 
 QUICK = ForecastOptions(horizon=6, epochs=3, members=2, hidden=8)
 
@@ -36,6 +42,14 @@ def nothing(rows: int) -> Any:
 
 def train(series: Any, season: int = 12, options: ForecastOptions = QUICK, **more: Any) -> Any:
     return Forecaster.train(series, season, options, report=silent, **more)
+
+
+def test_a_constant_input_is_not_divided_by_its_rounding() -> None:
+    """Its standard deviation is 3e-17, and noise of 1e-17 would be as large as the data."""
+    columns = np.stack([np.full(40, 0.1), np.arange(40.0), np.zeros(40)], 1)
+    mean, spread = moments_of([columns[:15], columns[15:]])
+    assert spread.tolist() == [1.0, np.arange(40.0).std(), 1.0]
+    np.testing.assert_allclose(mean, [0.1, 19.5, 0.0])
 
 
 def test_pinball_has_the_right_value_and_gradient() -> None:

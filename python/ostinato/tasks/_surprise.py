@@ -13,6 +13,7 @@ import numpy as np
 from .. import _check, losses, nn, optim
 from .._annotations import readable
 from .._check import Array
+from .._spread import varies
 from ..train import Parallel, Trainer
 from ._application import check_options, option
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
@@ -121,9 +122,8 @@ def moving_zscore(values: Array, window: int) -> Array:
     out = np.zeros(len(values))
     if len(values) > window:
         before = np.lib.stride_tricks.sliding_window_view(values, window)[:-1]
-        spread = before.std(1)
         away = np.abs(values[window:] - before.mean(1))
-        np.divide(away, spread, out=out[window:], where=spread > 0)
+        np.divide(away, before.std(1), out=out[window:], where=varies(before, 1))
     return out
 
 
@@ -237,12 +237,12 @@ class Detector:
                 f"values: expected at least {self.shortest} rows to train on with windows of "
                 f"{o.window} rows, got {len(values)}; a smaller window makes it fewer"
             )
-        if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        if not varies(values):
             raise ValueError(f"values: expected rows that vary, got {values[0]:g} in all of them")
         normal = np.ones(len(values), bool) if normal is None else np.asarray(normal, bool)
-        self.mean, self.scale = float(values[normal].mean()), float(values[normal].std())
-        if not self.scale > 0:
+        if not normal.any() or not varies(values[normal]):
             raise ValueError("values: expected normal rows that vary, got none")
+        self.mean, self.scale = float(values[normal].mean()), float(values[normal].std())
         z = self._scaled(values)
         cut = int((1 - HELD) * len(z))
         train = self._windows(z[:cut], normal[:cut], 3)

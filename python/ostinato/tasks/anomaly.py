@@ -18,6 +18,7 @@ from .. import metrics
 from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
+from .._spread import varies
 from . import _picture, tables
 from ._application import (
     Application,
@@ -307,7 +308,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
 
 
 def _check_varies(values: Array, path: str) -> None:
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+    if not varies(values):
         raise ValueError(
             f"DATA: expected rows that vary, got {values[0]:g} in all rows to train on of {path}"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from .. import _check, nn, optim
 from .._annotations import readable
 from .._check import Array
+from .._spread import deviations
 from ._calibration import (
     SHRINKAGE,
     HeldOut,
@@ -490,8 +491,7 @@ def moments_of(arrays: list[Array]) -> Iterator[Array]:
     """Yield mean and spread of each column over all series."""
     every = np.concatenate(arrays)
     yield every.mean(0)
-    spread = every.std(0)
-    yield np.where(spread > 0, spread, 1.0)
+    yield deviations(every)
 
 
 readable(globals())
