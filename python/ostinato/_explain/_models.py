@@ -13,11 +13,12 @@ from .. import _check, _device
 from .._call import Call
 from .._ragged import Ragged
 from ..nn._description import named_layers
-from ..nn._layer import Layer, layers_of
+from ..nn._layer import Layer
 from ..nn._layers import Embedding
 from ..nn._lookup import looks_up
 from ..nn._sequential import Sequential
 from ..nn._stack import Recurrent
+from ..nn._walk import layers_of
 from ._shared import Explanation
 
 Explain = Callable[..., Explanation]  # of one layer

@@ -12,7 +12,7 @@ from .. import _check, _device
 from .._annotations import readable
 from .._check import Array, Seed
 from ..nn import Layer, Stream
-from ..nn._layer import layers_of
+from ..nn._walk import layers_of
 from ._hypothesis import Hypothesis, log_softmax, refuse_unusable
 from ._sampling import check_options, drawn, probabilities
 

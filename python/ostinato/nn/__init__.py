@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from .._annotations import complete as _complete
-from . import _layer, _outputs, _quantization, _sequential, _training, init
+from . import _outputs, _quantization, _sequential, _stream, _training, _walk, init
 from ._block import Views
 from ._functions import gelu, log_softmax, relu, sigmoid, softmax
 from ._layer import Layer, Pullback
@@ -115,4 +115,4 @@ __all__ = [
 
 _complete(_quantization, _sequential, nn=_sys.modules[__name__])
 _complete(_training, _outputs, Recurrent=Recurrent, Views=Views)
-_complete(_layer, Stream=Stream)
+_complete(_stream, _walk, Layer=Layer)

@@ -11,8 +11,9 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, refuse_nested, rows_of, unwrapped
 from .._recording import value_of
-from ._layer import Layer, acts_on_rows, layers_of
+from ._layer import Layer, acts_on_rows
 from ._model import Model, takes
+from ._walk import layers_of
 
 
 def layout_of(layer: Layer) -> bool | None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,8 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
-
-if TYPE_CHECKING:
-    from ._stream import Stream
+from ._stream import Stream
+from ._walk import layers_of
 
 
 class Layer:
@@ -548,8 +547,6 @@ class Layer:
                 features, as `Dropout` and `Activation` by themselves.
             ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
         """
-        from ._stream import Stream  # which imports the layers
-
         return Stream(self, batch)
 
     # A stream adds what the layer computes to a native object, and works on the states that
@@ -680,13 +677,6 @@ def holds(value: Any, kinds: type | tuple[type, ...]) -> bool:
     if isinstance(value, dict):
         return any(holds(v, kinds) for v in value.values())
     return isinstance(value, kinds)
-
-
-def layers_of(model: Layer) -> Iterator[Layer]:
-    """Yield the model and all that is in it, in order."""
-    yield model
-    for inner in model._children().values():
-        yield from layers_of(inner)
 
 
 def acts_on_rows(layer: Layer, x: Any) -> bool:

@@ -17,9 +17,10 @@ from .._annotations import readable
 from .._check import Array, Seed
 from .._recording import Recorded
 from ._block import Block, Entry, Views
-from ._layer import Layer, Pullback, block_of, holds, layers_of
+from ._layer import Layer, Pullback, block_of, holds
 from ._stream import Stream
 from ._tracing import ChainStates, chain_of
+from ._walk import layers_of
 
 # Attributes that are the model's own business.
 _INTERNAL = frozenset(

@@ -12,10 +12,11 @@ from .._annotations import readable
 from .._check import Array, Lengths, Seed
 from .._recording import active, value_of
 from ._attention import Attention, Memory
-from ._layer import Layer, layers_of
+from ._layer import Layer
 from ._layers import Linear
 from ._model import Model
 from ._stack import Recurrent
+from ._walk import layers_of
 
 FEEDS = ("none", "output", "context")
 

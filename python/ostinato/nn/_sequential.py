@@ -13,10 +13,11 @@ from .._annotations import readable
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
-from ._layer import Layer, Pullback, acts_on_rows, block_of, layers_of
+from ._layer import Layer, Pullback, acts_on_rows, block_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
 from ._table import Lookup
+from ._walk import layers_of
 
 if TYPE_CHECKING:
     from .. import nn

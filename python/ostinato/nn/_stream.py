@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,10 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import refuse_overridden
 from ._chain import Chain
-from ._layer import Layer, layers_of
+from ._walk import layers_of
+
+if TYPE_CHECKING:
+    from ._layer import Layer
 
 
 class Stream:

@@ -25,9 +25,9 @@ from ..data import (
 )
 from ..losses._ctc import padded_labels
 from ..nn import Embedding, Layer, Linear, Model, Recurrent
-from ..nn._layer import layers_of
 from ..nn._model import takes
 from ..nn._sequential import _leaf
+from ..nn._walk import layers_of
 from ._division import none_of, own_inputs, own_rows
 from ._types import FLAGS, THIRD, Batch, Times
 

@@ -16,8 +16,8 @@ from .._ragged import Ragged
 from ..data import Inputs
 from ..losses import Loss
 from ..nn import Activation, Dropout, Layer, LayerNorm, Linear, Model, Recurrent, Sequential
-from ..nn._layer import layers_of
 from ..nn._model import takes
+from ..nn._walk import layers_of
 from ..optim import Optimizer, clip_by_value
 from ..optim._clipping import factor_of, norm_of, scale
 from ..optim._optimizers import Also

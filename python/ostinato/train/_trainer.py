@@ -20,7 +20,7 @@ from ..data import Inputs, as_array
 from ..losses import Loss
 from ..losses._base import takes_host_targets
 from ..nn import Layer, Recurrent
-from ..nn._layer import layers_of
+from ..nn._walk import layers_of
 from ..optim import Adam, Optimizer
 from ..optim._checks import check_above_zero
 from . import metrics as _metrics
