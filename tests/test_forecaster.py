@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ostinato._spread import moments
 from ostinato.tasks import _smoothing
 from ostinato.tasks._calibration import students_factor
 from ostinato.tasks._scaled import ScaledSeries
@@ -17,7 +18,6 @@ from ostinato.tasks.forecaster import (
     Forecaster,
     ForecastOptions,
     Pinball,
-    moments_of,
     seasonal_naive,
 )
 
@@ -46,10 +46,13 @@ def train(series: Any, season: int = 12, options: ForecastOptions = QUICK, **mor
 
 def test_a_constant_input_is_not_divided_by_its_rounding() -> None:
     """Its standard deviation is 3e-17, and noise of 1e-17 would be as large as the data."""
-    columns = np.stack([np.full(40, 0.1), np.arange(40.0), np.zeros(40)], 1)
-    mean, spread = moments_of([columns[:15], columns[15:]])
-    assert spread.tolist() == [1.0, np.arange(40.0).std(), 1.0]
-    np.testing.assert_allclose(mean, [0.1, 19.5, 0.0])
+    constant = np.full((40, 1), 0.1)
+    model = train([wavy(40)], observed=[constant])
+    assert model.moments["observed"] == [[pytest.approx(0.1)], [1.0]]
+    columns = np.stack([np.full(40, 0.1), np.arange(40.0), np.zeros(40), np.full(40, -1e300)], 1)
+    mean, deviation = moments(columns)
+    assert deviation.tolist() == [1.0, np.arange(40.0).std(), 1.0, 1.0]
+    np.testing.assert_allclose(mean, [0.1, 19.5, 0.0, -1e300])
 
 
 def test_pinball_has_the_right_value_and_gradient() -> None:

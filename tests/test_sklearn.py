@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="pip install 'ostinato[sklearn]'")
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -194,3 +195,167 @@ def test_what_is_refused() -> None:
         wide.predict(np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"cell: expected one of"):
         RecurrentClassifier("transformer").fit(x, y)
+
+
+def test_a_channel_that_does_not_vary() -> None:
+    x = normal(40, 6)
+    y = x.sum(1)
+    two = np.stack([x, np.full_like(x, 0.1)], -1)  # 0.1 is not its own mean, to the last bit
+    model = RecurrentRegressor("gru", hidden_size=4, epochs=2, random_state=0).fit(two, y)
+    assert model.scale_[1] == 1
+    other = two.copy()
+    other[..., 1] = 0.1000001
+    assert np.abs(model.predict(two) - model.predict(other)).max() < 1e-5
+    assert RecurrentRegressor(epochs=1).fit(two, np.full(40, 0.1)).target_scale_[0] == 1
+    forecaster = RecurrentForecaster(hidden_size=4, epochs=1, random_state=0).fit(x)
+    flat = [np.full(n, 0.1) for n in (6, 6)]
+    assert np.ptp(forecaster.predict([*flat, np.zeros(6)]) - np.array([[0.1], [0.1], [0]])) < 1e-5
+
+
+@pytest.mark.parametrize("factor", [2.0**600, 2.0**-600])
+def test_numbers_whose_squares_float64_does_not_hold(factor: float) -> None:
+    x = normal(20, 5)
+    y = x.sum(1)
+    model = RecurrentRegressor(hidden_size=4, epochs=2, random_state=0)
+    want = clone(model).fit(x, y).predict(x)
+    assert np.array_equal(
+        clone(model).fit(x * factor, y * factor).predict(x * factor), want * factor
+    )
+    with pytest.raises(ValueError, match=r"X: expected numbers that float32 holds once"):
+        clone(model).fit(x, y).predict(x * 1e300)
+    with pytest.raises(ValueError, match=r"y: expected numbers that float32 holds once"):
+        clone(model).fit(x, y).partial_fit(x, y * 1e300)
+
+
+ROWS = normal(20, 6)
+NAMES = np.where(ROWS.sum(1) > 0, "high", "low")
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "y"),
+    [
+        ({"epochs": 0}, ROWS, NAMES),
+        ({"validation_fraction": 2.0}, ROWS, NAMES),
+        ({"learning_rate": -1}, ROWS[:, :3], NAMES),
+        ({"random_state": "x"}, ROWS[:, :3], NAMES),
+        ({}, normal(20, 3, 2), ["low"] * 20),
+        ({}, ROWS, NAMES[:5]),
+    ],
+)
+def test_a_fit_that_raises_changes_nothing(options: Any, x: Any, y: Any) -> None:
+    good = {"hidden_size": 4, "epochs": 2, "random_state": 0}
+    model = RecurrentClassifier(**good).fit(ROWS, NAMES)
+    before, want = set(vars(model)), model.predict_proba(ROWS)
+    with pytest.raises(ValueError):
+        model.set_params(**options).fit(x, y)
+    assert set(vars(model)) == before
+    assert np.array_equal(model.set_params(**good).predict_proba(ROWS), want)
+    fresh = RecurrentClassifier(**{**good, **options})
+    with pytest.raises(ValueError):
+        fresh.fit(x, y)
+    with pytest.raises(NotFittedError):
+        fresh.predict(ROWS)
+
+
+def test_a_first_part_that_is_refused_and_a_horizon() -> None:
+    model = RecurrentClassifier(hidden_size=4, random_state=0)
+    with pytest.raises(ValueError, match=r"y: expected the classes \['high', 'low'\], got 'x'"):
+        model.partial_fit(ROWS * 100, ["x"] * 20, classes=["high", "low"])
+    assert not hasattr(model, "scale_")
+    model.partial_fit(ROWS, NAMES, classes=["high", "low"])
+    assert model.scale_[0] < 2
+    forecaster = RecurrentForecaster(hidden_size=4, epochs=1, random_state=0).fit(ROWS)
+    score = forecaster.score(ROWS)
+    with pytest.raises(ValueError, match=r"learning_rate: expected"):
+        forecaster.set_params(horizon=3, learning_rate=-1).fit(ROWS)
+    assert forecaster.score(ROWS) == score
+
+
+def test_series_and_frames_of_sequences() -> None:
+    pd = pytest.importorskip("pandas")
+    x, y = labelled(20)
+    model = RecurrentClassifier(hidden_size=4, epochs=1, random_state=0)
+    want = clone(model).fit(x, y).predict_proba(x)
+    forms: list[Any] = [[pd.Series(a) for a in x], pd.DataFrame({"s": x}), pd.Series(x)]
+    forms.append([pd.DataFrame({"v": a}) for a in x])
+    try:
+        import polars
+    except ImportError:
+        pass
+    else:
+        column = polars.Series("s", [a.tolist() for a in x])
+        forms += [column, column.to_frame(), [polars.Series(a) for a in x]]
+    for form in forms:
+        assert np.array_equal(clone(model).fit(form, y).predict_proba(form), want)
+    with pytest.raises(ValueError, match=r"X: expected one column of sequences, got 2 columns"):
+        model.fit(pd.DataFrame({"s": x, "t": x}), y)
+    named = pd.DataFrame(ROWS, columns=list("abcdef"))
+    refitted = clone(model).fit(named, NAMES)
+    assert list(refitted.feature_names_in_) == list("abcdef")
+    assert not hasattr(refitted.fit(ROWS[:, :, None], NAMES), "feature_names_in_")
+
+
+def test_lists_of_any_length_after_arrays() -> None:
+    model = RecurrentClassifier(hidden_size=4, epochs=1, random_state=0).fit(ROWS, NAMES)
+    lists = [[1.0, 2, 3], [3, 4, 5]]
+    want = model.predict_proba([*map(np.array, lists), np.ones(4)])
+    assert np.array_equal(model.predict_proba(lists), want[:2])
+    assert np.array_equal(model.predict_proba(lists[:1]), want[:1])
+    with pytest.raises(ValueError, match=r"X has 3 features, but RecurrentClassifier is expecting"):
+        model.predict(np.array(lists))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": "x"}, "patience: expected a whole number, got 'x'"),
+        ({"patience": 0}, "patience: expected a whole number of at least 1, got 0"),
+        ({"bidirectional": "no"}, "bidirectional: expected True or False, got 'no'"),
+        ({"learning_rate": "x"}, "learning_rate: expected a finite number"),
+    ],
+)
+def test_options_are_refused_by_their_names(options: Any, message: str) -> None:
+    for kind in (RecurrentClassifier, RecurrentRegressor, RecurrentForecaster):
+        with pytest.raises((TypeError, ValueError), match=message):
+            kind(epochs=1, **options).fit(ROWS, ROWS[:, 0] > 0)
+
+
+def test_a_schedule_is_a_rate() -> None:
+    rate = ost.optim.Cosine(0.01, steps=4)
+    model = RecurrentRegressor(epochs=1, learning_rate=rate).fit(ROWS, ROWS[:, 0])
+    assert model.predict(ROWS).shape == (20,)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([a[:n] + 1j for a, n in zip(ROWS, [3, 4] * 10)], r"X\[0\]: expected real numbers"),
+        ([["a", "b"]] * 19 + [["c"]], r"X\[0\]: expected numbers, got list"),
+        ([[1.0, [2.0]]] * 20, r"X: expected sequences \[n\] or \[n,I\] of numbers"),
+        (np.ones((20, 2, 2, 2)), r"X: expected shape \(N, T\) or \(N, T, I\), got \(20, 2, 2"),
+        (np.ones((20, 2, 0)), "X: expected at least one number a step"),
+        ({"a": 1}, "X: expected an array, a list of sequences or a Ragged, got dict"),
+        ([], "X: expected at least one sequence, got none"),
+    ],
+)
+def test_sequences_that_are_none(x: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        RecurrentClassifier(epochs=1).fit(x, NAMES)
+
+
+def test_classes_and_numbers_that_are_missing() -> None:
+    model = RecurrentClassifier(epochs=1)
+    for y in ([*NAMES[:19], None], np.array([*NAMES[:19], np.nan], object)):
+        with pytest.raises(ValueError, match=r"y: expected classes, got (None|nan) at position 19"):
+            model.fit(ROWS, y)
+    with pytest.raises(TypeError, match=r"classes: expected classes of one type, got int, str"):
+        model.partial_fit(ROWS, NAMES, classes=np.array([1, "a"], object))
+    for classes, message in (
+        ([True, None], "classes: expected classes, got None at position 1"),
+        ([0.0, np.nan], "classes: expected classes, got NaN"),
+        ("ab", "classes: expected at least two classes, got one class: 'ab'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(ROWS, ROWS[:, 0] > 0, classes=classes)
+    with pytest.raises(ValueError, match=r"y: expected shape \(N,\) or \(N, O\), got \(20, 2, 3"):
+        RecurrentRegressor(epochs=1).fit(ROWS, ROWS.reshape(20, 2, 3))

@@ -32,10 +32,13 @@ def _short_names() -> re.Pattern[str]:
 
 
 class Annotation(str):
-    """The text of an annotation, whose ``repr`` has no quotes and spells out our own names."""
+    """The text of an annotation, which is shown without quotes and with our own names spelt out."""
 
     def __repr__(self) -> str:
         return _short_names().sub(lambda m: _MEANINGS[m[0]], str(self))
+
+    def __format__(self, spec: str) -> str:  # what Python 3.14 shows
+        return format(repr(self), spec)
 
 
 def readable(namespace: dict[str, Any]) -> None:
@@ -76,8 +79,9 @@ def complete(*modules: ModuleType, **names: Any) -> None:
 def _unquote(function: FunctionType) -> None:
     """Replace texts among the annotations of a function by ones that are shown without quotes."""
     function = getattr(function, "__wrapped__", function)  # below a decorator
-    notes = function.__annotations__
+    notes = dict(function.__annotations__)
     for name, note in notes.items():
         text = getattr(note, "__forward_arg__", note)  # a NamedTuple wraps it
         if type(text) is str:
             notes[name] = Annotation(text)
+    function.__annotations__ = notes  # a new dict, in place of which Python 3.14 has a function

@@ -1,4 +1,4 @@
-"""Standard deviations of channels, some of which are constant."""
+"""Means and standard deviations of channels, some of which are constant."""
 
 from __future__ import annotations
 
@@ -26,11 +26,27 @@ def varies(values: Array, axis: int = 0) -> Array:
         bool, without the axis.
     """
     largest, least = values.max(axis), values.min(axis)
-    out: Array = largest - least > ROUNDING * np.maximum(np.abs(largest), np.abs(least))
+    with np.errstate(over="ignore"):  # then they vary
+        out: Array = largest - least > ROUNDING * np.maximum(np.abs(largest), np.abs(least))
     return out
 
 
-def deviations(values: Array) -> Array:
-    """Return the standard deviation of each channel ``[n,D]``; 1 of one that does not vary."""
-    out: Array = np.where(varies(values), values.std(0), 1.0)
-    return out
+def moments(rows: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each column; the latter is 1 where nothing varies.
+
+    >>> import numpy as np
+    >>> [a.tolist() for a in moments(np.array([[0.1, 1e200], [0.1, 3e200]]))]
+    [[0.1, 2e+200], [1.0, 1e+200]]
+
+    Columns are measured by a power of two, by which no square leaves the range of float64.
+
+    Args:
+        rows: finite numbers ``[n,D]``, at least one row.
+
+    Returns:
+        Two arrays ``[D]``.
+    """
+    exponents = np.frexp(np.abs(rows).max(0))[1]
+    unit = np.ldexp(rows, -exponents)  # of at most 1, to the same bits
+    mean, deviation = (np.ldexp(a, exponents) for a in (unit.mean(0), unit.std(0)))
+    return mean, np.where(varies(unit) & (deviation > 0), deviation, 1.0)

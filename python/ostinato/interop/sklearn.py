@@ -16,7 +16,8 @@ ostinato does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ except ImportError as error:
 from .. import _check, losses, nn, optim
 from .._annotations import readable
 from .._ragged import Ragged
+from .._spread import moments
 from ..train import Trainer
 
 __all__ = ["RecurrentClassifier", "RecurrentForecaster", "RecurrentRegressor"]
@@ -46,19 +48,142 @@ Sequences = Any  # [N,T,I], or a Ragged of [n,I]
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
+def _rank(value: Any) -> int:
+    """Return the number of axes of an array, a series or a data frame; 0 of anything else."""
+    shape = getattr(value, "shape", ())
+    return len(shape) if isinstance(shape, tuple) else 0
+
+
+def _is_sequence(value: Any) -> bool:
+    """Return whether it is a list, or an array, a series or a data frame of one or two axes."""
+    return isinstance(value, (list, tuple)) or _rank(value) in (1, 2)
+
+
+def _holds_sequences(column: Any) -> bool:
+    """Return whether the elements of a series are lists or arrays."""
+    kind = str(getattr(column, "dtype", "")).lower()
+    if not kind.startswith(("object", "list", "array", "fixed_size_list")):
+        return False
+    return _is_sequence(next(iter(column), None))
+
+
+def _listed(X: Any) -> Any:
+    """Return a series of sequences, or the only column of a data frame, as a list."""
+    columns = getattr(X, "columns", None)
+    if columns is not None and _rank(X) == 2:
+        names = [name for name in columns if _holds_sequences(X[name])]
+        if names and len(columns) > 1:
+            raise ValueError(
+                f"X: expected one column of sequences, got {len(columns)} columns, of which "
+                f"{_check.some(names)} hold sequences; use a list of [n,I] for several numbers a "
+                "step"
+            )
+        X = X[names[0]] if names else X
+    if _rank(X) == 1 and (str(getattr(X, "dtype", "")) == "object" or _holds_sequences(X)):
+        return [x if isinstance(x, (list, tuple)) or not _rank(x) else np.asarray(x) for x in X]
+    return X
+
+
 def _are_sequences(X: Any) -> bool:
-    """Return whether X is a list of arrays, or of lists that make no array."""
+    """Return whether X is a list of arrays, or of lists or series that make no array."""
     if not isinstance(X, (list, tuple)) or len(X) == 0:
         return False
     if any(isinstance(x, np.ndarray) and x.ndim in (1, 2) for x in X):
         return True
-    return len({len(x) for x in X if isinstance(x, (list, tuple))}) > 1
+    return len({len(x) for x in X if _is_sequence(x)}) > 1
 
 
-def _moments(rows: Array) -> tuple[Array, Array]:
-    """Return mean and standard deviation of each column; where nothing varies the latter is 1."""
-    spread = rows.std(0, dtype=np.float64)
-    return rows.mean(0, dtype=np.float64), np.where(spread > 0, spread, 1.0)
+def _axes(X: Any) -> int:
+    """Return the number of axes of X, which is no list of sequences."""
+    if not isinstance(X, (list, tuple)):
+        array = hasattr(X, "shape") or hasattr(X, "__array__")  # a sparse one is a dict as well
+        if not array and (isinstance(X, (str, bytes, dict, set)) or not hasattr(X, "__len__")):
+            raise TypeError(
+                f"X: expected an array, a list of sequences or a Ragged, got {type(X).__name__}"
+            )
+        return int(getattr(X, "ndim", 2))
+    try:
+        axes = np.ndim(X)
+    except ValueError:  # lists of different lengths within lists of one length
+        raise ValueError(
+            "X: expected sequences [n] or [n,I] of numbers, got lists that make no array"
+        ) from None
+    if len(X) == 0:
+        raise ValueError("X: expected at least one sequence, got none")
+    return axes
+
+
+def _steps(name: str, x: Any) -> Array:
+    """Return a sequence ``[n]`` or ``[n,I]`` as float64."""
+    try:
+        a = np.asarray(x)
+        real: Array = a if a.dtype.kind == "c" else np.asarray(a, np.float64)
+    except (TypeError, ValueError) as e:
+        raise (TypeError if isinstance(e, TypeError) else ValueError)(
+            f"{name}: expected numbers, got {type(x).__name__}: {e}"
+        ) from None
+    if real.dtype.kind == "c":  # a ValueError as scikit-learn raises it for an array
+        raise ValueError(
+            f"{name}: expected real numbers, got {real.dtype} (Complex data not supported)"
+        )
+    if real.ndim not in (1, 2):
+        raise ValueError(f"{name}: expected shape (n,) or (n, I), got {real.shape}")
+    return real
+
+
+def _measured(name: str, rows: Array, mean: Array, scale: Array) -> Array:
+    """Return rows by the mean and the deviation of fit, as float32."""
+    with np.errstate(over="ignore"):
+        out: Array = ((rows - mean) / scale).astype(np.float32)
+    if not np.isfinite(out).all():
+        raise ValueError(
+            f"{name}: expected numbers that float32 holds once they are scaled as those of fit, "
+            f"got numbers up to {np.abs(rows).max():g}"
+        )
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or a text of NumPy as Python's, for an error."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _refuse_missing(name: str, labels: Array) -> None:
+    """Raise where a class is None, or NaN or NA among objects."""
+    if labels.dtype.kind != "O":
+        return
+    for k, label in enumerate(labels.flat):
+        nan = isinstance(label, (float, np.floating)) and label != label
+        if label is None or nan or type(label).__name__ in ("NAType", "NaTType"):
+            raise ValueError(
+                f"{name}: expected classes, got {_plain(label)!r} at position {k}; leave such "
+                "sequences out"
+            )
+
+
+def _distinct(name: str, labels: Array) -> Array:
+    """Return the classes, sorted."""
+    try:
+        classes: Array = np.unique(labels)
+    except TypeError:
+        kinds = sorted({type(label).__name__ for label in labels.flat})
+        raise TypeError(f"{name}: expected classes of one type, got {', '.join(kinds)}") from None
+    if len(classes) == 1:
+        raise ValueError(
+            f"{name}: expected at least two classes, got one class: {_plain(classes[0])!r}"
+        )
+    return classes
+
+
+def _listed_classes(classes: Any) -> Array:
+    """Return the classes that `RecurrentClassifier.partial_fit` is given, sorted."""
+    labels = np.asarray(classes)
+    _refuse_missing("classes", labels)
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError("classes: expected classes, got NaN")
+    if labels.size == 0:
+        raise ValueError("classes: expected at least two classes, got none")
+    return _distinct("classes", labels)
 
 
 class _Recurrent(BaseEstimator):
@@ -97,13 +222,22 @@ class _Recurrent(BaseEstimator):
 
     def _sequences(self, X: Any, *, reset: bool) -> Sequences:
         """Return checked sequences as float64 ``[N,T,I]``, or a `Ragged` of ``[n,I]``."""
-        if getattr(X, "ndim", 2) == 1 and str(getattr(X, "dtype", "")) == "object":
-            X = list(X)  # an array or a Series of sequences
+        X = _listed(X)
         if isinstance(X, Ragged) or _are_sequences(X):
             return self._ragged(X, reset)
-        axes = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
+        axes = _axes(X)
+        if axes > 3:
+            shape = np.shape(X) if isinstance(X, (list, tuple)) else X.shape
+            raise ValueError(f"X: expected shape (N, T) or (N, T, I), got {tuple(shape)}")
         if reset:
             self.fixed_ = axes != 3  # [N,T]: T is a number of features, as elsewhere
+        elif (
+            self.fixed_
+            and isinstance(X, (list, tuple))
+            and axes == 2
+            and len(X[0]) != self.n_features_in_
+        ):
+            return self._ragged(X, False)  # lists may have any lengths, also one for all
         if axes == 3:
             x = check_array(X, dtype=np.float64, ensure_2d=False, allow_nd=True)
             if x.shape[1] == 0:
@@ -121,8 +255,12 @@ class _Recurrent(BaseEstimator):
     def _ragged(self, X: Any, reset: bool) -> Ragged:
         """Return checked sequences of different lengths."""
         if not isinstance(X, Ragged):
-            X = Ragged.join([np.asarray(x, np.float64) for x in X], "X")
+            X = Ragged.join([_steps(f"X[{k}]", x) for k, x in enumerate(X)], "X")
+        if isinstance(X.rows, Ragged):
+            raise TypeError("X: expected a Ragged of [n] or [n,I], got one of sequences of those")
         rows = np.asarray(X.rows)
+        if rows.ndim > 2:
+            raise ValueError(f"X: expected a Ragged of [n] or [n,I], got rows {rows.shape}")
         if X.lengths.min(initial=1) < 1:
             raise ValueError("X: expected sequences of at least one step, got an empty one")
         rows = check_array(rows[:, None] if rows.ndim == 1 else rows, dtype=np.float64)
@@ -132,8 +270,11 @@ class _Recurrent(BaseEstimator):
 
     def _with_width(self, x: Array, reset: bool) -> Array:
         """Return x, of which the numbers a step are those of fit."""
+        if x.shape[-1] == 0:
+            raise ValueError("X: expected at least one number a step, got none")
         if reset:
             self.input_size_ = self.n_features_in_ = x.shape[-1]
+            self.__dict__.pop("feature_names_in_", None)  # of an earlier fit on a data frame
         elif self.input_size_ != x.shape[-1]:
             raise ValueError(f"X: expected {self.input_size_} numbers a step, got {x.shape[-1]}")
         return x
@@ -142,28 +283,74 @@ class _Recurrent(BaseEstimator):
         """Return sequences whose numbers have mean 0 and variance 1, by those of fit."""
         rows = x.rows if isinstance(x, Ragged) else x.reshape(-1, x.shape[-1])
         if reset:
-            self.mean_, self.scale_ = _moments(rows)
-        rows = ((rows - self.mean_) / self.scale_).astype(np.float32)
+            self.mean_, self.scale_ = moments(rows)
+        rows = _measured("X", rows, self.mean_, self.scale_)
         return Ragged(rows, x.offsets) if isinstance(x, Ragged) else rows.reshape(x.shape)
 
     # -- training ----------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _unchanged_by_errors(self) -> Iterator[None]:
+        """Take back every attribute that a fit has written before it raises."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _check_options(self, epochs: int) -> None:
+        """Raise for an option that is wrong, before anything is drawn or written."""
+        _check.choice("cell", self.cell, tuple(CELLS))
+        _check.positive("hidden_size", self.hidden_size)
+        _check.positive("num_layers", self.num_layers)
+        _check.flag("bidirectional", self.bidirectional)
+        _check.fraction("dropout", self.dropout)
+        _check.positive("epochs", epochs)
+        _check.positive("batch_size", self.batch_size)
+        self._optimizer()
+        if self.clip_norm is not None:
+            _check.clipping("clip_norm", self.clip_norm)
+        share = _check.finite("validation_fraction", self.validation_fraction)
+        if share >= 1:
+            raise ValueError(f"validation_fraction: expected 0 to below 1, got {share}")
+        if self.patience is not None:
+            _check.positive("patience", self.patience)
+
+    def _optimizer(self) -> optim.Optimizer:
+        rate = self.learning_rate
+        if not isinstance(rate, optim.Schedule):
+            rate = _check.finite("learning_rate", rate)
+        return optim.AdamW(rate, weight_decay=self.weight_decay)
+
+    def _held(self, count: int) -> int:
+        """Return how many of so many sequences are held out."""
+        share = float(self.validation_fraction)
+        held = round(share * count) if share else 0
+        if share and not 0 < held < count:
+            raise ValueError(
+                f"validation_fraction: expected a share that holds out some of {count} sequences, "
+                f"got {share}"
+            )
+        return held
+
     def _start(self, inputs: int, outputs: int, loss: losses.Loss, kind: str = "last") -> None:
         """Make the model and its Trainer."""
-        layer = CELLS[_check.choice("cell", self.cell, tuple(CELLS))]
+        layer = CELLS[self.cell]
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         size = _check.positive("hidden_size", self.hidden_size)
+        both = _check.flag("bidirectional", self.bidirectional)
         recurrent = layer(
             inputs,
             size,
             self.num_layers,
-            bidirectional=bool(self.bidirectional),
+            bidirectional=both,
             dropout=self.dropout,
             batch_first=True,
             rng=rng,
         )
-        head = nn.Linear(size * (2 if self.bidirectional else 1), outputs, rng=rng)
-        optimizer = optim.AdamW(self.learning_rate, weight_decay=self.weight_decay)
+        head = nn.Linear(size * (2 if both else 1), outputs, rng=rng)
+        optimizer = self._optimizer()
         self.model_ = nn.Sequential(recurrent, head)
         self.trainer_ = Trainer(
             self.model_, loss, optimizer, clip_norm=self.clip_norm, outputs=kind
@@ -172,15 +359,7 @@ class _Recurrent(BaseEstimator):
 
     def _run(self, x: Sequences, target: Any, epochs: int) -> None:
         """Train for some epochs; a share of the sequences is held out where that is asked for."""
-        share = _check.finite("validation_fraction", self.validation_fraction)
-        if not 0 <= share < 1:
-            raise ValueError(f"validation_fraction: expected 0 to below 1, got {share}")
-        held = round(share * len(x)) if share else 0
-        if share and not 0 < held < len(x):
-            raise ValueError(
-                f"validation_fraction: expected a share that holds out some of {len(x)} sequences, "
-                f"got {share}"
-            )
+        held = self._held(len(x))
         options: dict[str, Any] = {}
         if held:
             order = np.random.default_rng(self.seed_).permutation(len(x))
@@ -190,8 +369,8 @@ class _Recurrent(BaseEstimator):
             x, target = x[rest], target[rest]
         self.history_ = self.trainer_.fit(
             (x, target),
-            epochs=_check.positive("epochs", epochs),
-            batch_size=_check.positive("batch_size", self.batch_size),
+            epochs=int(epochs),
+            batch_size=int(self.batch_size),
             seed=self.seed_,
             progress=False,
             **options,
@@ -249,11 +428,15 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):
             The estimator itself.
 
         Raises:
-            ValueError: X or y of another shape, not finite, or of one class.
+            TypeError: an option, X or y of the wrong type.
+            ValueError: an option of the wrong value; X or y of another shape, not finite, or of
+                one class. The estimator is then as it was.
         """
-        x, labels = self._labelled(X, y, reset=True)
-        self._begin(np.unique(labels))
-        self._run(self._scaled(x, reset=True), self._numbers(labels), self.epochs)
+        self._check_options(self.epochs)
+        with self._unchanged_by_errors():
+            x, labels = self._labelled(X, y, reset=True)
+            self.classes_ = _distinct("y", labels)
+            self._learn(x, labels, True, self.epochs)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> RecurrentClassifier:
@@ -268,17 +451,22 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):
             The estimator itself.
 
         Raises:
-            ValueError: no classes at the first call, or others than then.
+            TypeError: an option, X, y or classes of the wrong type.
+            ValueError: no classes at the first call, or others than then; an option, X or y as for
+                `fit`. The estimator is then as it was.
         """
         first = not hasattr(self, "model_")
-        x, labels = self._labelled(X, y, reset=first)
-        if first:
-            if classes is None:
-                raise ValueError("classes: expected all classes at the first call, got None")
-            self._begin(np.unique(classes))
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes: expected those of the first call, got {classes!r}")
-        self._run(self._scaled(x, reset=first), self._numbers(labels), 1)
+        self._check_options(1)
+        known = None if classes is None else _listed_classes(classes)
+        with self._unchanged_by_errors():
+            x, labels = self._labelled(X, y, reset=first)
+            if first:
+                if known is None:
+                    raise ValueError("classes: expected all classes at the first call, got None")
+                self.classes_ = known
+            elif known is not None and not np.array_equal(known, self.classes_):
+                raise ValueError(f"classes: expected those of the first call, got {classes!r}")
+            self._learn(x, labels, first, 1)
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -311,23 +499,31 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):
             raise ValueError("requires y to be passed, but the target y is None")
         x = self._sequences(X, reset=reset)
         labels: Array = column_or_1d(y, warn=True)
+        _refuse_missing("y", labels)
         check_classification_targets(labels)
         check_consistent_length(x, labels)
         return x, labels
 
-    def _begin(self, classes: Array) -> None:
-        if len(classes) < 2:
-            raise ValueError(f"y: expected at least two classes, got one class: {classes[0]!r}")
-        self.classes_ = classes
-        self._start(self.input_size_, len(classes), losses.CrossEntropy())
+    def _learn(self, x: Sequences, labels: Array, reset: bool, epochs: int) -> None:
+        """Train on checked sequences and their classes."""
+        numbers = self._numbers(labels)
+        x = self._scaled(x, reset=reset)
+        self._held(len(x))
+        if reset:
+            self._start(self.input_size_, len(self.classes_), losses.CrossEntropy())
+        self._run(x, numbers, epochs)
 
     def _numbers(self, labels: Array) -> Array:
         """Return the place of each label among the classes."""
-        place = np.searchsorted(self.classes_, labels)
+        wanted = f"y: expected the classes {self.classes_.tolist()}"
+        try:
+            place = np.searchsorted(self.classes_, labels)
+        except TypeError:  # a number cannot be compared with a text
+            raise TypeError(f"{wanted}, got {_plain(labels[0])!r}") from None
         known = self.classes_[np.minimum(place, len(self.classes_) - 1)] == labels
         if not np.all(known):
             other = labels[np.flatnonzero(~known)[0]]
-            raise ValueError(f"y: expected the classes {self.classes_.tolist()}, got {other!r}")
+            raise ValueError(f"{wanted}, got {_plain(other)!r}")
         return place.astype(np.int64)
 
 
@@ -378,7 +574,9 @@ class RecurrentRegressor(RegressorMixin, _Recurrent):
             The estimator itself.
 
         Raises:
-            ValueError: X or y of another shape, or not finite.
+            TypeError: an option, X or y of the wrong type.
+            ValueError: an option of the wrong value; X or y of another shape, or not finite. The
+                estimator is then as it was.
         """
         return self._fit(X, y, True, self.epochs)
 
@@ -397,19 +595,30 @@ class RecurrentRegressor(RegressorMixin, _Recurrent):
     def _fit(self, X: Any, y: Any, reset: bool, epochs: int) -> RecurrentRegressor:
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
+        self._check_options(epochs)
+        with self._unchanged_by_errors():
+            self._learn(X, y, reset, epochs)
+        return self
+
+    def _learn(self, X: Any, y: Any, reset: bool, epochs: int) -> None:
+        """Check sequences and their numbers, and train on them."""
         x = self._sequences(X, reset=reset)
-        target = check_array(y, ensure_2d=False, dtype=np.float64)
+        target = check_array(y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y")
+        if target.ndim > 2:
+            raise ValueError(f"y: expected shape (N,) or (N, O), got {target.shape}")
         check_consistent_length(x, target)
         rows = target.reshape(len(target), -1)
         if reset:
-            self.target_mean_, self.target_scale_ = _moments(rows)
+            self.target_mean_, self.target_scale_ = moments(rows)
             self.target_axes_ = target.ndim
-            self._start(self.input_size_, rows.shape[1], losses.MSE())
         elif (target.ndim, rows.shape[1]) != (self.target_axes_, len(self.target_mean_)):
             raise ValueError(f"y: expected as many numbers as at first, got shape {target.shape}")
-        rows = ((rows - self.target_mean_) / self.target_scale_).astype(np.float32)
-        self._run(self._scaled(x, reset=reset), rows, epochs)
-        return self
+        rows = _measured("y", rows, self.target_mean_, self.target_scale_)
+        x = self._scaled(x, reset=reset)
+        self._held(len(x))
+        if reset:
+            self._start(self.input_size_, rows.shape[1], losses.MSE())
+        self._run(x, rows, epochs)
 
     def predict(self, X: Any) -> Array:
         """Return the numbers of each sequence.
@@ -508,12 +717,20 @@ class RecurrentForecaster(_Recurrent):
             The estimator itself.
 
         Raises:
-            ValueError: X of another shape, not finite, or with a sequence of ``horizon`` steps or
-                fewer; two directions, of which one has seen what is to be forecast.
+            TypeError: an option or X of the wrong type.
+            ValueError: an option of the wrong value; X of another shape, not finite, or with a
+                sequence of ``horizon`` steps or fewer; two directions, of which one has seen what
+                is to be forecast. The estimator is then as it was.
         """
-        horizon = self.horizon_ = _check.positive("horizon", self.horizon)
+        self._check_options(self.epochs)
         if self.bidirectional:
             raise ValueError("bidirectional: expected False for a forecast, got True")
+        with self._unchanged_by_errors():
+            self._learn(X, _check.positive("horizon", self.horizon))
+        return self
+
+    def _learn(self, X: Any, horizon: int) -> None:
+        """Check sequences, and train on them."""
         x = list(self._sequences(X, reset=True))
         width = self.input_size_
         inputs, targets = [], []
@@ -523,9 +740,10 @@ class RecurrentForecaster(_Recurrent):
             ahead = np.lib.stride_tricks.sliding_window_view(own[1:], horizon, axis=0)
             steps = ahead.swapaxes(1, 2) - own[:-horizon, None]
             targets.append(steps.reshape(len(steps), horizon * width))
+        self.horizon_ = horizon
+        self._held(len(x))
         self._start(width, horizon * width, losses.MSE(), "all")
         self._run(Ragged.join(inputs), Ragged.join(targets), self.epochs)
-        return self
 
     def predict(self, X: Any) -> Array:
         """Return the steps that follow each sequence.
@@ -574,8 +792,8 @@ class RecurrentForecaster(_Recurrent):
     @staticmethod
     def _own(rows: Array) -> tuple[Array, Array, Array]:
         """Return a sequence measured by its own mean and deviation, and both."""
-        mean, scale = _moments(rows)
-        return ((rows - mean) / scale).astype(np.float32), mean, scale
+        mean, scale = moments(rows)
+        return _measured("X", rows, mean, scale), mean, scale
 
     @staticmethod
     def _longer(x: Sequence[Array], horizon: int) -> Sequence[Array]:

@@ -7,7 +7,7 @@ says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from .. import _check, nn, optim
 from .._annotations import readable
 from .._check import Array
-from .._spread import deviations
+from .._spread import moments
 from ._calibration import (
     SHRINKAGE,
     HeldOut,
@@ -135,7 +135,7 @@ class Forecaster:
         model = cls(options, season, horizon, window, inputs)
         model.names = [str(n) for n in names or ()]
         for name, e in zip(("known", "observed"), extras):
-            model.moments[name] = [[float(v) for v in row] for row in moments_of(e)]
+            model.moments[name] = [[float(v) for v in row] for row in moments(np.concatenate(e))]
         model._validate(data, extras, report)
         prepared = model._prepare(data, extras)
         for one in prepared:
@@ -485,13 +485,6 @@ def _train(
             pullback(dy, need_dx=False)
             optim.clip_by_norm(model, 1.0)
             optimizer.step(model)
-
-
-def moments_of(arrays: list[Array]) -> Iterator[Array]:
-    """Yield mean and spread of each column over all series."""
-    every = np.concatenate(arrays)
-    yield every.mean(0)
-    yield deviations(every)
 
 
 readable(globals())
