@@ -142,6 +142,23 @@ def test_verify_sees_gates_in_another_order(monkeypatch: pytest.MonkeyPatch) -> 
         interop.from_flax({"rnn": tree}, verify=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_first": "no"}, "batch_first: expected True or False, got 'no'"),
+        ({"verify": "no"}, "verify: expected True or False, got 'no'"),
+        ({"eps": "a"}, "eps: expected a number above 0, got 'a'"),
+        ({"eps": -1}, "eps: expected a number above 0, got -1"),
+    ],
+)
+def test_options_that_nothing_uses_are_checked(options: dict[str, Any], message: str) -> None:
+    dense = {"head": {"kernel": np.ones((3, 2), np.float32)}}
+    linear = {"linear": {"w": np.ones((3, 2), np.float32)}}
+    for make, params in ((interop.from_flax, dense), (interop.from_haiku, linear)):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make(params, **options)
+
+
 def test_verify_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flax", "flax.linen", "haiku"):
         monkeypatch.setitem(sys.modules, name, None)

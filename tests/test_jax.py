@@ -682,6 +682,44 @@ def test_lengths_beyond_the_steps_are_an_error_when_they_are_run(dtype: str) -> 
             run(ost_jax, arrays, lengths=bad)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_lengths_do_not_wrap(dtype: str) -> None:
+    arrays, run, _ = made("gru", "float32")
+    f = jax.jit(lambda a, n: run(ost_jax, a, lengths=n))
+    good = jnp.array([1, 0, T], dtype)
+    for y in (f(arrays, good), run(ost_jax, arrays, lengths=good)):
+        same(y, run(ost_jax, arrays, lengths=[1, 0, T]))
+    bits = 8 * good.dtype.itemsize
+    for value in {2**bits - 1, 2 ** (bits // 2) + 1, 2 ** (bits - 1) + 1}:
+        bad = jnp.array([value, 0, 2], dtype)
+        with pytest.raises(ValueError, match=rf"lengths: .* to T = 6, got {value} at b = 0"):
+            run(ost_jax, arrays, lengths=bad)
+        with pytest.raises(Exception, match=r"lengths: expected values from 0 to T = 6, got"):
+            jax.block_until_ready(f(arrays, bad))
+
+
+def test_one_sequence_as_lists() -> None:
+    arrays, _, _ = made("gru", "float64", batch=1)
+    x, weights = arrays["x"][:, 0], arrays["weights"]
+    want = ost_jax.gru(x, *weights, lengths=3)
+    for n in ([3], np.array([3]), jnp.array([3]), jnp.array(3), [jnp.array(3)], np.int64(3)):
+        same(ost_jax.gru(x, *weights, lengths=n), want)
+    same(jax.jit(lambda n: ost_jax.gru(x, *weights, lengths=[n]))(3), want)
+    same(ost_jax.gru(x.tolist(), *weights, lengths=3), want)
+    same(ost_jax.gru(x, *weights, reverse=jnp.array(True)), ost_jax.gru(x, *weights, reverse=True))
+
+
+def test_without_jit(each_bridge: str) -> None:
+    arrays, run, _ = made("lstm", "float64")
+    loss = total(run, lengths=np.array([4, T, 0]))
+    want = run(ost_jax, arrays), jax.grad(loss)(arrays)
+    with jax.disable_jit():
+        same((run(ost_jax, arrays), jax.grad(loss)(arrays)), want)
+        many = jax.tree.map(lambda a: jnp.stack([a, a]), arrays)
+        y = jax.vmap(lambda a: run(ost_jax, a)[0])(many)
+    close(y[1], want[0][0], 1e-12)
+
+
 BAD = {
     "x: expected an array, got str": lambda x, w, r: ost_jax.gru("x", w, r),
     "x: expected 3 axes": lambda x, w, r: ost_jax.gru(x[0, 0], w, r),
@@ -710,6 +748,23 @@ BAD = {
     "reset_state: expected h, or": lambda x, w, r: ost_jax.gru(x, w, r, reset_state=(1, 2)),
     r"reset_state: expected shape \(H,\)": lambda x, w, r: ost_jax.gru(
         x, w, r, reset_state=np.ones(4)
+    ),
+    "mask: expected a bool array, got str": lambda x, w, r: ost_jax.gru(x, w, r, mask="a"),
+    "resets: expected a bool array, got object": lambda x, w, r: ost_jax.gru(
+        x, w, r, resets=object()
+    ),
+    "reverse: expected True or False, got 'no'": lambda x, w, r: ost_jax.gru(x, w, r, reverse="no"),
+    "batch_first: expected True or False, got 'no'": lambda x, w, r: ost_jax.gru(
+        x, w, r, batch_first="no"
+    ),
+    "reverse: expected True or False, got a value that JAX traces": lambda x, w, r: jax.jit(
+        lambda flag: ost_jax.gru(x, w, r, reverse=flag)
+    )(True),
+    r"lengths: expected shape \(B,\) = \(1,\), got \(2,\)": lambda x, w, r: ost_jax.gru(
+        x[:, 0], w, r, lengths=[1, 2]
+    ),
+    r"lengths: expected whole numbers \[B\], got": lambda x, w, r: ost_jax.gru(
+        x, w, r, lengths=[[1], [1, 2]]
     ),
     "masked: expected one of": lambda x, w, r: ost_jax.gru(x, w, r, masked="skip"),
     "precision: expected one of 'float64'": lambda x, w, r: ost_jax.gru(x, w, r, precision="int8"),

@@ -22,7 +22,7 @@ class _Tree:
     """Gather layers, each with what it was made of."""
 
     def __init__(self, source: str, batch_first: bool) -> None:
-        self.source, self.batch_first = source, batch_first
+        self.source, self.batch_first = source, _check.flag("batch_first", batch_first)
         self.layers: dict[str, nn.Layer] = {}
         self.entries: list[Entry] = []
 
@@ -85,6 +85,14 @@ class _Tree:
             only = next(iter(self.layers.values()))
             return Imported(self.source, self.layers, self.entries, None, lambda: only)
         return Imported(self.source, self.layers, self.entries, None, _ORDER)
+
+
+def _above_zero(name: str, value: object) -> float:
+    """Return a number above 0."""
+    n = _check.number(name, value, "a number above 0")
+    if not n > 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+    return n
 
 
 def _guarded(
@@ -213,6 +221,7 @@ def from_flax(
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping, got a {type(params).__name__}")
     tree = _Tree("Flax", batch_first)
+    eps, verify = _above_zero("eps", eps), _check.flag("verify", verify)
 
     def walk(name: str, node: Mapping[str, Any], depth: int) -> None:
         if depth > _DEEPEST:
@@ -353,6 +362,7 @@ def from_haiku(
     if not isinstance(params, Mapping) or not all(isinstance(v, Mapping) for v in params.values()):
         raise TypeError("params: expected a mapping of mappings, got another")
     tree = _Tree("Haiku", batch_first)
+    eps, verify = _above_zero("eps", eps), _check.flag("verify", verify)
     modules = {
         name: {k: real(f"{name}.{k}", v) for k, v in own.items()} for name, own in params.items()
     }

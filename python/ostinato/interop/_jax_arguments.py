@@ -20,12 +20,31 @@ _FLOATS = ("float32", "float64", "bfloat16", "float16")
 _INTEGERS = ("int32", "int64")  # that the kernels read
 
 
-def _array(name: str, value: Any, ndim: int, like: Array | None = None) -> Array:
-    """Return an array of real numbers with so many axes, of the dtype of x."""
+def _flag(name: str, value: Any) -> bool:
+    """Return True or False, which are no part of what JAX traces."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name}: expected True or False, got a value that JAX traces; name the argument in "
+            "static_argnames of jax.jit"
+        )
+    if isinstance(value, jax.Array) and value.ndim == 0:
+        value = value.item()
+    return _check.flag(name, value)
+
+
+def _taken(name: str, value: Any, wanted: str) -> Array:
+    """Return what JAX makes an array of; of a text it would take the name of a dtype."""
     try:
-        a = jnp.asarray(value)
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return jnp.asarray(value)
     except (TypeError, ValueError) as e:
-        raise TypeError(f"{name}: expected an array, got {type(value).__name__}") from e
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}") from e
+
+
+def _array(name: str, value: Any, ndim: int | None, like: Array | None = None) -> Array:
+    """Return an array of real numbers with so many axes, of the dtype of x."""
+    a = _taken(name, value, "an array")
     if str(a.dtype) not in _FLOATS:
         raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)}, got {a.dtype}")
     if like is not None and a.dtype != like.dtype:
@@ -33,7 +52,7 @@ def _array(name: str, value: Any, ndim: int, like: Array | None = None) -> Array
             f"{name}: expected dtype {like.dtype}, that of x, got {a.dtype}; use "
             f"{name}.astype({str(like.dtype)!r})"
         )
-    if a.ndim != ndim:
+    if ndim is not None and a.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} axes, got shape {a.shape}")
     return a
 
@@ -127,23 +146,43 @@ class _Call(NamedTuple):
 
     def lengths(self, value: Any) -> Array:
         """Return lengths ``[B]``; their values are checked here where they are known."""
+        value = _plain_lengths(value)
+        value = value[None] if self.single and value.ndim == 0 else value
         if not isinstance(value, jax.Array):
-            value = [value] if self.single else value
             return jnp.asarray(_check.lengths(value, self.steps, self.batch))
         if value.dtype.kind not in "iu":
             raise TypeError(f"lengths: expected an integer dtype, got {value.dtype}")
-        value = value[None] if self.single else value
         _shaped("lengths", value, "(B,)", (self.batch,))
-        return value if str(value.dtype) in _INTEGERS else value.astype(jnp.int32)
+        return value if str(value.dtype) in _INTEGERS else self._signed(value)
+
+    def _signed(self, value: Array) -> Array:
+        """Return lengths of another dtype in one of the kernels; what it cannot hold is refused."""
+        if value.dtype.kind == "u" and not isinstance(value, jax.core.Tracer):
+            return jnp.asarray(_check.lengths(np.asarray(value), self.steps, self.batch))
+        wide = jnp.int64 if jax.config.jax_enable_x64 and value.dtype.itemsize > 2 else jnp.int32
+        if value.dtype.kind == "u" and value.dtype.itemsize >= wide.dtype.itemsize:
+            value = jnp.minimum(value, value.dtype.type(jnp.iinfo(wide).max))  # beyond T as well
+        return value.astype(wide)
 
     def flags(self, name: str, value: Any) -> Array:
         """Return resets or a mask, with the first two axes of x."""
-        a = jnp.asarray(value)
+        a = _taken(name, value, "a bool array")
         if a.dtype != np.bool_:
             raise TypeError(f"{name}: expected dtype bool, got {a.dtype}; use {name}.astype(bool)")
         names = "(T,)" if self.single else "(B, T)" if self.batch_first else "(T, B)"
         axes = self.x.shape[:2]
         return _shaped(name, a, names, (self.steps,) if self.single else axes).reshape(axes)
+
+
+def _plain_lengths(value: Any) -> Any:
+    """Return lengths as an array, of JAX where something of them is one."""
+    listed = isinstance(value, (list, tuple))
+    try:
+        if listed and any(isinstance(v, jax.Array) for v in value):
+            return jnp.asarray(value)
+        return value if hasattr(value, "shape") else np.asarray(value)
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"lengths: expected whole numbers [B], got {_check.quoted(value)}") from e
 
 
 def _inputs(
@@ -200,14 +239,17 @@ def recurrent(
         batch_first: whether the batch is the first axis.
         precision: what the products multiply, or None.
     """
-    single = getattr(x, "ndim", 3) == 2
-    x = _array("x", x, 2 if single else 3)
+    reverse, batch_first = _flag("reverse", reverse), _flag("batch_first", batch_first)
+    x = _array("x", x, None)
+    single = x.ndim == 2
+    if not single and x.ndim != 3:
+        raise ValueError(f"x: expected 3 axes, or 2 of one sequence, got shape {x.shape}")
     dtype = x.dtype
     arrays, sizes = _weights(cell.cell, weights, x)
     if single:
         x = x[None] if batch_first else x[:, None]
     reset = _reset_state(reset_state, facts_of(cell.cell)["states"] > 1)
-    given = _inputs(_Call(x, bool(batch_first), single), sizes, states, times, reset)
+    given = _inputs(_Call(x, batch_first, single), sizes, states, times, reset)
     computed, products = _precision(cell, dtype, precision)
     options = Options(
         cell=cell.cell,
@@ -216,8 +258,8 @@ def recurrent(
         hidden=sizes[1],
         output=sizes[2],
         precision=products,
-        reverse=bool(reverse),
-        batch_first=bool(batch_first),
+        reverse=reverse,
+        batch_first=batch_first,
         repeat=_check.choice("masked", times[3], ("repeat", "zero")) == "repeat",
         weights=calls.mask_of([w is not None for w in arrays]),
         given=calls.mask_of([given[n] is not None for n in INPUTS]),

@@ -40,6 +40,9 @@ def _primitive(name: str, abstract: Callable[..., Any], lowering: Callable[..., 
         return p.bind(*args, **dict(params))
 
     def run(*args: Array, **params: Any) -> Any:
+        if jax.config.jax_disable_jit:  # within it `compiled` would call this function again
+            with jax.disable_jit(False):
+                return compiled(*args, params=tuple(params.items()))
         return compiled(*args, params=tuple(params.items()))
 
     p.def_impl(run)
