@@ -954,8 +954,13 @@ def test_wrong_inputs_name_the_node() -> None:
     made = ost.from_onnx(HAND["Add"]()).model()
     with pytest.raises(TypeError, match=r"inputs: expected 1 \(x\), got 2"):
         made(drawn(4, 2, 3), drawn(4, 2, 3))
-    with pytest.raises(ValueError, match="gru: Recurrent: x: expected"):
+    with pytest.raises(ValueError, match=r"^x: expected 3 axes of sizes \(any, any, 3\), got"):
         made(drawn(4, 2, 5))
+    free = ost.from_onnx(
+        graph([GRU, FLAT, N("Neg", ["y"], ["o"])], {"x": ("f", "tbi")}, ["o"], **ONE)
+    )
+    with pytest.raises(ValueError, match="gru: Recurrent: x: expected"):
+        free.model()(drawn(4, 2, 5))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import record, value_of
 from ..nn import Layer, Model, Parameter
-from ._graph_form import inputs_of, node_of, number_of, row, sizes, table, texts
+from ._graph_form import Form, forms_of, inputs_of, node_of, number_of, row, sizes, table, texts
 from ._graph_ops import _plain
 from ._graph_stream import GraphStates, joined, shaped, times_of
 from ._graph_table import OPERATORS
@@ -48,6 +48,7 @@ class Plan:
 
     Attributes:
         inputs: name, dtype and shape of each.
+        forms: what each has to be.
         outputs: their names.
         nodes: in their order.
         numbers: constants by name.
@@ -55,6 +56,7 @@ class Plan:
     """
 
     inputs: list[dict[str, Any]]
+    forms: list[Form]
     outputs: list[str]
     nodes: list[dict[str, Any]]
     numbers: dict[str, Array]
@@ -122,13 +124,15 @@ class Graph(Model):
         self.opset = _check.positive("opset", opset)
         constants = table("numbers", numbers or {})
         shapes = table("parameters", parameters or {})
+        given = inputs_of(inputs)
         self._plan = Plan(
-            inputs_of(inputs),
+            given,
+            forms_of(given),
             texts("outputs", outputs),
             self._whole(nodes),
             {
-                n: _check.read_only(number_of(n, given, self._kind))
-                for n, given in constants.items()
+                n: _check.read_only(number_of(n, value, self._kind))
+                for n, value in constants.items()
             },
         )
         self.layers = dict(table("layers", layers or {}))
@@ -229,22 +233,22 @@ class Graph(Model):
         """Run the graph.
 
         Args:
-            *inputs: arrays, in the order of the graph's inputs.
+            *inputs: arrays, in the order of the graph's inputs, with the dtypes and the fixed
+                sizes that those have; whole numbers may have any integer dtype.
 
         Returns:
             The output; a tuple of them where there are several.
 
         Raises:
-            TypeError: another number of inputs.
-            ValueError: inputs that a node cannot take; the message names it.
+            TypeError: another number of inputs, or one of another dtype.
+            ValueError: an input of another shape, or one that a node cannot take; the message
+                names the input or the node.
         """
-        known = [i["name"] for i in self._plan.inputs]
-        if len(inputs) != len(known):
-            names = ", ".join(i["name"] for i in self._plan.inputs)
-            raise TypeError(
-                f"inputs: expected {len(self._plan.inputs)} ({names}), got {len(inputs)}"
-            )
-        values: dict[str, Any] = dict(zip(known, inputs))
+        forms = self._plan.forms
+        if len(inputs) != len(forms):
+            names = ", ".join(f.name for f in forms)
+            raise TypeError(f"inputs: expected {len(forms)} ({names}), got {len(inputs)}")
+        values: dict[str, Any] = {f.name: f.of(x) for f, x in zip(forms, inputs)}
         for _ in self._run(values, self._recurrent, drop=True):
             pass
         out = tuple(values[n] for n in self._plan.outputs)
@@ -308,6 +312,8 @@ class Graph(Model):
             layer: Any = self.layers[node["layer"]]
             if node["op"] == "Conv1d":
                 return _convolved(layer, node["at"], inputs[0])
+            if node["op"] == "Embedding":
+                return layer(_from_the_front(layer, inputs[0]))
             return layer(_contiguous(inputs[0]))
         return OPERATORS[node["op"]](node["at"], *inputs)
 
@@ -361,6 +367,15 @@ def _contiguous(x: Any) -> Any:
     if not isinstance(v, np.ndarray) or v.flags.c_contiguous:
         return x
     return record(np.ascontiguousarray(value_of(x)), (x, lambda d: d))
+
+
+def _from_the_front(layer: Any, x: Any) -> Any:
+    """Return the indices of a table with those from its end, which ONNX has, from its front."""
+    ids, count = value_of(x), layer.num_embeddings
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind != "i" or ids.min(initial=0) >= 0:
+        return x
+    wide = ids.astype(np.int64)
+    return np.where((wide < 0) & (wide >= -count), wide + count, wide)
 
 
 def _convolved(layer: Any, at: Mapping[str, Any], x: Any) -> Any:

@@ -4,11 +4,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _check, _device
 from .._check import Array
+from .._recording import value_of
+
+
+class Form(NamedTuple):
+    """What an input of a graph has to be.
+
+    Attributes:
+        name: of it.
+        dtype: None: any.
+        shape: None for an axis of any size; nothing: any axes.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | None, ...]
+
+    def of(self, x: Any) -> Any:
+        """Return an input of this form; whole numbers become those of the dtype.
+
+        Args:
+            x: an array, one that is recorded, or numbers in lists.
+
+        Returns:
+            The array.
+
+        Raises:
+            TypeError: it has another dtype.
+            ValueError: it has another shape.
+        """
+        v = value_of(x)
+        if type(v) is not np.ndarray and not _check.is_array(v):
+            x = v = self._listed(v)
+        if v.dtype != self.dtype and self.dtype is not None:
+            x = v = self._whole(v)
+        shape = v.shape
+        if len(shape) != len(self.shape) and self.shape:
+            raise ValueError(f"{self.name}: expected {self._axes()}, got shape {shape}")
+        for n, wanted in zip(shape, self.shape):
+            if wanted is not None and n != wanted:
+                raise ValueError(f"{self.name}: expected {self._axes()}, got shape {shape}")
+        return x
+
+    def _axes(self) -> str:
+        sizes = ("any" if n is None else str(n) for n in self.shape)
+        return f"{len(self.shape)} axes of sizes ({', '.join(sizes)})"
+
+    def _listed(self, value: Any) -> Array:
+        """Return an array of another library, or numbers in lists, as an array of ours.
+
+        Numbers in lists have no dtype: where the input is of real ones, they have that.
+        """
+        value = _device.taken(value)
+        if _check.is_array(value):
+            return value  # type: ignore[no-any-return]  # of a device
+        try:
+            a = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError):  # lists of different lengths among them
+            a = np.empty(0, object)
+        if a.dtype.kind not in "biuf":
+            raise TypeError(f"{self.name}: expected an array, got {_check.quoted(value)}")
+        listed = isinstance(value, (list, tuple, int, float)) and a.dtype.kind != "b"
+        real = self.dtype is not None and self.dtype.kind == "f"
+        return a.astype(self.dtype) if listed and real else a
+
+    def _whole(self, a: Any) -> Any:
+        """Return whole numbers with the dtype of the input; raise for any other array."""
+        assert self.dtype is not None
+        if a.dtype.kind in "iu" and self.dtype.kind in "iu":
+            made = a.astype(self.dtype)
+            if not (made == a).all():
+                raise ValueError(
+                    f"{self.name}: expected numbers that {self.dtype} holds, got others of "
+                    f"{a.dtype}"
+                )
+            return made
+        _check.of_dtype(self.name, a, self.dtype)
+        return a
 
 
 def table(name: str, value: Any, *keys: str) -> Mapping[str, Any]:
@@ -52,6 +130,24 @@ def inputs_of(value: Any) -> list[dict[str, Any]]:
         if not all(isinstance(one.get(k, ""), str) for k in ("name", "dtype")):
             raise TypeError(f"inputs: expected texts as name and dtype, got {given!r:.80}")
         out.append(dict(one))
+    return out
+
+
+def forms_of(inputs: list[dict[str, Any]]) -> list[Form]:
+    """Return what the inputs of a graph have to be; what is not said of one may be anything."""
+    out = []
+    for one in inputs:
+        name, dtype, shape = one["name"], one.get("dtype"), one.get("shape") or ()
+        try:
+            kind = None if dtype is None else np.dtype(dtype)
+        except (TypeError, ValueError, SyntaxError):  # of a text that is no name
+            kind = np.dtype(object)
+        if kind is not None and kind.kind not in "fiub":
+            raise TypeError(f"inputs: expected {name!r} of a dtype of numbers, got {dtype!r:.40}")
+        known = row(f"inputs: {name}", shape)
+        if not all(n is None or (isinstance(n, (int, np.integer)) and n >= 0) for n in known):
+            raise ValueError(f"inputs: expected {name!r} of whole sizes or None, got {shape!r:.80}")
+        out.append(Form(name, kind, tuple(known)))
     return out
 
 

@@ -172,18 +172,35 @@ def _concat(at: Given, *parts: Any) -> Any:
 
 
 def _split(at: Given, x: Any, sizes: Any = None) -> Any:
-    axis, length = int(at.get("axis", 0)), 0
-    length = x.shape[axis]
+    axis = int(at.get("axis", 0))
+    ends = np.cumsum(split_sizes(at, sizes, x.shape[axis])).tolist()
+    front = (slice(None),) * (axis % x.ndim)
+    return [x[front + (slice(a, b),)] for a, b in zip([0, *ends[:-1]], ends)]
+
+
+def split_sizes(at: Given, sizes: Any, length: int) -> list[int]:
+    """Return how many elements each part of a Split has.
+
+    Args:
+        at: the attributes of the node, and the number of its "outputs".
+        sizes: its second input, None where that is left out.
+        length: of the axis that is split.
+
+    Returns:
+        The sizes; of equal parts the last one is smaller where they do not divide the axis.
+
+    Raises:
+        ValueError: the parts are not the axis.
+    """
     given = at.get("split") if sizes is None else sizes
     if given is None:
         count = int(at.get("num_outputs", at["outputs"]))
         each = -(-length // count)
         given = [min(each, length - k * each) for k in range(count)]
-    ends = np.cumsum(_ints(given)).tolist()
-    if ends[-1] != length:
-        raise ValueError(f"expected parts of {length} elements, got {_ints(given)}")
-    front = (slice(None),) * (axis % x.ndim)
-    return [x[front + (slice(a, b),)] for a, b in zip([0, *ends[:-1]], ends)]
+    parts = _ints(given)
+    if sum(parts) != length or min(parts, default=0) < 0:
+        raise ValueError(f"expected parts of {length} elements, got {parts}")
+    return parts
 
 
 def _slice(
@@ -281,7 +298,11 @@ def _transpose(at: Given, x: Any) -> Any:
 
 
 def _shape(at: Given, x: Any) -> Array:
-    shape = np.array(np.shape(value_of(x)), np.int64)
+    return shape_of(at, np.array(np.shape(value_of(x)), np.int64))
+
+
+def shape_of(at: Given, shape: Array) -> Array:
+    """Return the sizes of those axes that a Shape asks for."""
     return shape[slice(at.get("start", 0), at.get("end"))]
 
 

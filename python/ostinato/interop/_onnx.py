@@ -11,7 +11,7 @@ from .. import _check, _files, nn
 from .._annotations import readable
 from ._imported import Entry, Imported, compare, require, shapes
 from ._onnx_branches import Branches
-from ._onnx_graph import Chain, Graph, named_nodes, node_name
+from ._onnx_graph import FIRST, SECOND, Chain, Graph, named_nodes, node_name
 from ._onnx_nodes import Made, NodeReader, verify_node
 
 
@@ -87,6 +87,7 @@ def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False)
     """
     if gru_form not in (None, "torch", "onnx"):
         raise ValueError(f"gru_form: expected 'torch', 'onnx' or None, got {gru_form!r}")
+    verify = _check.flag("verify", verify)
     onnx = require("onnx", "onnx", "from_onnx")
     proto = _loaded(onnx, source)
     reader = NodeReader(onnx, proto.producer_name, gru_form)
@@ -175,7 +176,7 @@ def _verify_whole(proto: Any, chain: Chain, model: nn.Layer) -> None:
     rng = np.random.default_rng(0)
     feed: dict[str, Any] = {}
     x: Any
-    first = chain.order == ("1", "0")
+    first = chain.order == (SECOND, FIRST)
     steps, batch = 6, 3
     given = {i.name: i for i in session.get_inputs()}
     sizes = [n if isinstance(n, int) else None for n in given[chain.input].shape]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._check import Array
-from ._graph_ops import clamped
+from ._graph_ops import clamped, shape_of, split_sizes
 
 _LARGEST = 2**31  # elements of a constant that takes no memory
 _SPARE = 2**22  # elements that constants of any model may be computed to
@@ -47,7 +47,7 @@ class Unknown(Exception):
 
 
 class Zeros:
-    """An array of zeros, whose shape may not be known."""
+    """An array of zeros, whose shape is not known."""
 
 
 def tensor(onnx: Any, proto: Any) -> Array:
@@ -60,18 +60,44 @@ def tensor(onnx: Any, proto: Any) -> Array:
     return a
 
 
+def dense(onnx: Any, proto: Any, budget: Budget) -> Array:
+    """Return the array of a SparseTensorProto: zeros, but for the values at some indices.
+
+    Args:
+        onnx: the module.
+        proto: values, with their indices in the flat array or along each axis.
+        budget: which all elements are taken from.
+
+    Raises:
+        ValueError: indices or a shape that do not fit, or too large an array.
+    """
+    values, at = tensor(onnx, proto.values), tensor(onnx, proto.indices)
+    shape = tuple(int(n) for n in proto.dims)
+    if any(n < 0 for n in shape) or values.ndim != 1 or len(at) != len(values):
+        raise ValueError(f"{values.shape} values at {at.shape} indices of shape {shape}")
+    size = math.prod(shape)
+    budget.take(size)
+    if at.ndim == 2:
+        at = np.ravel_multi_index(tuple(at.T), shape)
+    if at.ndim != 1 or (len(at) and not 0 <= at.min() <= at.max() < size):
+        raise ValueError(f"indices beyond shape {shape}")
+    out = np.zeros(size, values.dtype)
+    out[at] = values
+    return out.reshape(shape)
+
+
 def _ints(a: Any) -> list[Any]:
     return list(np.atleast_1d(a))
 
 
-def _axes(given: Mapping[str, Any], inputs: list[Any]) -> tuple[int, ...] | None:
+def axes_of(given: Mapping[str, Any], inputs: list[Any]) -> tuple[int, ...] | None:
     """Return the axes of Squeeze and Unsqueeze, an attribute before opset 13."""
     axes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else given.get("axes")
     return None if axes is None else tuple(int(k) for k in _ints(axes))
 
 
 def _unsqueeze(given: Mapping[str, Any], inputs: list[Any]) -> Array:
-    axes = _axes(given, inputs)
+    axes = axes_of(given, inputs)
     if axes is None:
         raise Unknown
     out: Array = np.expand_dims(inputs[0], axes)
@@ -105,23 +131,22 @@ def slice_of(
 def _reshape(given: Mapping[str, Any], inputs: list[Any]) -> Array:
     a: Array = inputs[0]
     target = [int(k) for k in _ints(inputs[1])] if np.size(inputs[1]) else []
-    shape = [a.shape[k] if n == 0 and k < a.ndim else n for k, n in enumerate(target)]
+    keep = not given.get("allowzero", 0)
+    shape = [a.shape[k] if n == 0 and keep else n for k, n in enumerate(target)]
     return a.reshape(shape)
 
 
 def _split(given: Mapping[str, Any], inputs: list[Any]) -> list[Array]:
     axis = int(given.get("axis", 0))
-    sizes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else given.get("split")
-    if sizes is None:
-        return np.array_split(inputs[0], int(given.get("outputs", 1)), axis)
-    return np.split(inputs[0], np.cumsum([int(k) for k in sizes])[:-1], axis)
+    sizes = split_sizes(given, inputs[1] if len(inputs) > 1 else None, np.shape(inputs[0])[axis])
+    return np.split(inputs[0], np.cumsum(sizes)[:-1], axis)
 
 
 def _expanded(shape: Any, value: Array) -> Any:
     """Return a value, repeated without taking memory; zeros where the shape is not known."""
     sizes = _ints(shape) if np.size(shape) else []
     if any(isinstance(n, str) for n in sizes):
-        if np.any(value):
+        if not _is_zero(value):
             raise Unknown
         return Zeros()
     counts = tuple(int(n) for n in sizes)
@@ -129,6 +154,11 @@ def _expanded(shape: Any, value: Array) -> Any:
     if any(n < 0 for n in counts) or math.prod(shape) > _LARGEST:
         raise Unknown
     return np.broadcast_to(value, shape)
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether there are elements, of which all are 0."""
+    return isinstance(value, Zeros) or bool(np.size(value) and not np.any(value))
 
 
 def _cast(given: Mapping[str, Any], inputs: list[Any]) -> Array:
@@ -146,10 +176,20 @@ def _filled(given: Mapping[str, Any], inputs: list[Any]) -> Any:
     return _expanded(inputs[0], np.float32(0) if value is None else np.asarray(value).reshape(()))
 
 
+def _arithmetic(f: Callable[[Any, Any], Any]) -> Callable[[Mapping[str, Any], list[Any]], Array]:
+    def of(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+        # Names of axes stand for sizes that are not known: they cannot be numbers.
+        a, b = (np.asarray(v, np.int64) if v.dtype == object else v for v in inputs)
+        out: Array = f(a, b)
+        return out
+
+    return of
+
+
 _FOLDS: dict[str, Callable[[Mapping[str, Any], list[Any]], Any]] = {
     "Identity": lambda given, inputs: inputs[0],
     "Unsqueeze": _unsqueeze,
-    "Squeeze": lambda given, inputs: np.squeeze(inputs[0], _axes(given, inputs)),
+    "Squeeze": lambda given, inputs: np.squeeze(inputs[0], axes_of(given, inputs)),
     "Transpose": lambda given, inputs: np.transpose(inputs[0], given.get("perm")),
     "Concat": lambda given, inputs: np.concatenate(inputs, int(given["axis"])),
     "Slice": _slice,
@@ -161,11 +201,24 @@ _FOLDS: dict[str, Callable[[Mapping[str, Any], list[Any]], Any]] = {
     ),
     "Expand": lambda given, inputs: _expanded(inputs[1], inputs[0]),
     "ConstantOfShape": _filled,
-    "Add": lambda given, inputs: inputs[0] + inputs[1],
-    "Sub": lambda given, inputs: inputs[0] - inputs[1],
-    "Mul": lambda given, inputs: inputs[0] * inputs[1],
-    "Shape": lambda given, inputs: np.array(np.shape(inputs[0]), np.int64),
+    "Add": _arithmetic(np.add),
+    "Sub": _arithmetic(np.subtract),
+    "Mul": _arithmetic(np.multiply),
+    "Shape": lambda given, inputs: shape_of(given, np.array(np.shape(inputs[0]), np.int64)),
 }
+# What gives zeros of its first input, when that is zeros, whatever the others are.
+_ZEROS_STAY = {
+    *("Identity", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Reshape", "Split", "Cast"),
+    *("Gather", "Expand"),
+}
+
+
+def _zeros(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> Any:
+    """Return what an operator makes of zeros whose shape is not known."""
+    there = all(_is_zero(a) for a in inputs) if kind == "Concat" else isinstance(inputs[0], Zeros)
+    if not there or kind not in _ZEROS_STAY | {"Concat"}:
+        raise Unknown
+    return [Zeros() for _ in range(int(given["outputs"]))] if kind == "Split" else Zeros()
 
 
 def _copied(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> int:
@@ -192,10 +245,7 @@ def fold(kind: str, given: Mapping[str, Any], inputs: list[Any], budget: Budget)
         raise Unknown
     try:
         if any(isinstance(a, Zeros) for a in inputs):
-            if kind in ("Add", "Sub", "Mul", "Shape"):
-                raise Unknown
-            outputs = int(given.get("outputs", 1)) if kind == "Split" else 1
-            return [Zeros() for _ in range(outputs)] if kind == "Split" else Zeros()
+            return _zeros(kind, given, inputs)
         count = _copied(kind, given, inputs)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
         raise Unknown from None

@@ -15,10 +15,14 @@ import numpy as np
 
 from .. import nn
 from .._check import Array
+from ._graph_ops import shape_of, split_sizes
 from ._imported import chain_of
 from ._layers import LastState
-from ._onnx_constants import Budget, Unknown, Zeros, fold, slice_of, tensor
+from ._onnx_asides import ASIDES, Aside, Shares
+from ._onnx_constants import Budget, Unknown, Zeros, axes_of, dense, fold, slice_of, tensor
 from ._onnx_nodes import KINDS, QUANTIZED, NodeReader, attributes
+
+FIRST, SECOND = "first", "second"  # the axes of the input; names that are no numbers
 
 
 class Axis(NamedTuple):
@@ -50,18 +54,22 @@ class Steps(NamedTuple):
     position: int  # of the chain
 
 
-class Aside(NamedTuple):
-    """A further input: an initial state or the lengths."""
-
-    name: str
-
-
 class States(NamedTuple):
     """Final states: which directions of which recurrent layers, along the axis "S"."""
 
     items: tuple[tuple[int, int], ...]  # position of the layer, direction
     kind: str
     axes: tuple[str, ...]  # of "S", "B", "H"
+    batch: Axis
+    hidden: int
+
+
+_CONSTANTS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 
 
 class Graph:
@@ -75,12 +83,15 @@ class Graph:
         self._refuse_damaged()
         for proto in graph.initializer:
             self.values[proto.name] = self._tensor(proto)
+        for proto in graph.sparse_initializer:
+            self.values[proto.values.name] = self._dense(proto.values.name, proto)
         for node in self.nodes:
             self.fold(node)
 
     def _refuse_damaged(self) -> None:
         """Refuse names that are not text, which a damaged file can have."""
         texts = [self.graph.name, *(p.name for p in self.graph.initializer)]
+        texts += [p.values.name for p in self.graph.sparse_initializer]
         for node in self.nodes:
             texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
             texts += [a.name for a in node.attribute]
@@ -95,11 +106,15 @@ class Graph:
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as e:
             raise ValueError(f"{proto.name}: expected an array, got {str(e)[:200]}") from None
 
+    def _dense(self, name: str, proto: Any) -> Array:
+        try:
+            return dense(self.onnx, proto, self.budget)
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as e:
+            raise ValueError(f"{name}: expected a sparse array, got {str(e)[:200]}") from None
+
     def constant(self, name: str) -> Array | None:
         """Return the value of a name, None where it is computed."""
         value = self.values.get(name)
-        if isinstance(value, Zeros):
-            return np.zeros((1, 1, 1), np.float32)
         return value if isinstance(value, np.ndarray) else None
 
     def given(self, node: Any) -> dict[str, Any]:
@@ -107,6 +122,12 @@ class Graph:
         out = {**attributes(self.onnx, node), "outputs": len(node.output)}
         if node.op_type in ("Constant", "ConstantOfShape") and "value" in out:
             out["value"] = self._tensor(out["value"])
+        if node.op_type == "Constant":
+            if "sparse_value" in out:
+                out["value"] = self._dense(node_name(node), out.pop("sparse_value"))
+            for n, kind in _CONSTANTS.items():
+                if n in out:
+                    out[n] = np.array(out[n], kind)
         return out
 
     def fold(self, node: Any) -> bool:
@@ -119,15 +140,19 @@ class Graph:
             self.values[node.output[0]] = np.asarray(found[0])
             return True
         inputs = [self.values.get(n) if n else None for n in node.input]
-        kinds = (np.ndarray, Zeros)
-        if not inputs or not all(isinstance(v, kinds) for v, n in zip(inputs, node.input) if n):
+        if not inputs or not all(
+            isinstance(v, np.ndarray) for v, n in zip(inputs, node.input) if n
+        ):
             return False
         try:
             made = fold(node.op_type, self.given(node), inputs, self.budget)
         except Unknown:
             return False
-        for name, value in zip(node.output, made if isinstance(made, list) else [made]):
-            self.values[name] = value if isinstance(value, Zeros) else np.asarray(value)
+        parts = made if isinstance(made, list) else [made]
+        if any(isinstance(v, Zeros) for v in parts):
+            return False
+        for name, value in zip(node.output, parts):
+            self.values[name] = np.asarray(value)
         return True
 
     def inner(self, node: Any) -> Iterator[tuple[str, Graph]]:
@@ -174,8 +199,10 @@ class Chain:
         self.values: dict[str, Any] = dict(graph.values)
         self.order: tuple[str, str] | None = None  # the names of the axes of time and batch
         self.asides: dict[str, str] = {}
+        self._shares = Shares()
         self.input, self.output = "", ""
         self._open = False  # the last layer is a Linear without a bias
+        self._pooled = False  # a layer gives one output for each row
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -191,6 +218,12 @@ class Chain:
             except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as e:
                 raise ValueError(
                     f"{name}: expected a {node.op_type} that fits, got {e!r}"
+                ) from None
+            except ValueError as e:
+                if str(e).startswith(f"{name}: "):
+                    raise
+                raise ValueError(
+                    f"{name}: expected a {node.op_type} that fits, got {str(e)[:200]}"
                 ) from None
         self._end()
         names: dict[str, nn.Layer] = {}
@@ -210,13 +243,13 @@ class Chain:
             raise ValueError(
                 f"{inputs[0].name}: expected an input of 2 axes (indices) or 3, got {len(dims)}"
             )
-        sizes = [d.dim_value or None for d in dims]
-        axes = [axis("0", sizes[0]), axis("1", sizes[1])]
+        sizes = _sizes(inputs[0])
+        axes = [axis(FIRST, sizes[0]), axis(SECOND, sizes[1])]
         axes += [axis("F", n) for n in sizes[2:]]
         self.input = inputs[0].name
         self.values[self.input] = Steps(tuple(axes), 0)
         for i in inputs[1:]:
-            self.values[i.name] = Aside(i.name)
+            self.values[i.name] = Aside.of(i.name, _sizes(i))
 
     def _end(self) -> None:
         outputs = [o.name for o in self.graph.graph.output]
@@ -233,8 +266,9 @@ class Chain:
                 raise ValueError(f"{outputs[k]}: expected one output and states, got another one")
         if last.position != len(self.layers):
             raise ValueError(f"{outputs[main]}: expected the last layer's outputs, got others")
-        names = [a.name for a in last.axes[:-1]]
-        if names not in (["0", "1"], [self.order[1]] if self.order else []):
+        names = [a.name for a in last.axes]
+        rows = [self.order[1]] if self.order and self._pooled else [FIRST, SECOND]
+        if names != [*rows, "F"]:
             raise ValueError(
                 f"{outputs[main]}: expected outputs in the order of the inputs' axes, or one for "
                 f"each row of the batch, got the axes {', '.join(names) or 'none'}"
@@ -265,12 +299,12 @@ class Chain:
             raise ValueError(
                 f"{name}: expected the final h of all directions of the last layer, got others"
             )
-        if states.axes[:1] != ("B",):
+        if states.axes != ("B", "H"):
             raise ValueError(f"{name}: expected final states [B,H], got axes {states.axes}")
         self.layers[-1] = (label, LastState(recurrent))
-        assert self.order is not None
+        self._pooled = True
         width = axis("F", count * recurrent.hidden_size)
-        return Steps((axis(self.order[1]), width), len(self.layers))
+        return Steps((states.batch, width), len(self.layers))
 
     def _add(self, name: str, layer: nn.Layer, axes: tuple[Axis, ...]) -> Steps:
         self.layers.append((name, layer))
@@ -282,7 +316,7 @@ class Chain:
     def _follow(self, name: str, node: Any) -> None:
         inputs = [self.values.get(n) if n else None for n in node.input]
         given = self.graph.given(node)
-        if self._fold(node, inputs, given):
+        if self._fold(name, node, inputs, given):
             return
         follow = getattr(self, "_op_" + node.op_type.lower(), None)
         if follow is None or node.domain not in ("", "ai.onnx"):
@@ -297,24 +331,17 @@ class Chain:
             if output:
                 self.values[output] = value
 
-    def _fold(self, node: Any, inputs: list[Any], given: dict[str, Any]) -> bool:
-        """Compute what follows from constants and shapes, and keep asides as they are."""
+    def _fold(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> bool:
+        """Compute what follows from constants and shapes, and follow asides."""
         there = [v for v in inputs if v is not None]
         if node.op_type == "Shape" and isinstance(inputs[0], Steps):
             shape = [a.name if a.size is None else a.size for a in inputs[0].axes]
-            self.values[node.output[0]] = np.array(shape, object)
+            self.values[node.output[0]] = shape_of(given, np.array(shape, object))
             return True
-        if any(isinstance(v, Aside) for v in there) and node.op_type in (
-            "Slice",
-            "Gather",
-            "Split",
-            "Squeeze",
-            "Unsqueeze",
-            "Transpose",
-            "Identity",
-            "Cast",
-        ):
-            self.values.update(dict.fromkeys(node.output, inputs[0]))
+        if there and isinstance(inputs[0], Aside) and node.op_type in ASIDES:
+            made = ASIDES[node.op_type](name, inputs[0], inputs, given)
+            parts = made if isinstance(made, list) else [made]
+            self.values.update((n, v) for n, v in zip(node.output, parts) if n)
             return True
         if not there or not all(isinstance(v, (np.ndarray, Zeros)) for v in there):
             return False
@@ -329,24 +356,29 @@ class Chain:
     def _recurrent(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         x = self._steps(name, inputs[0])
         layout = int(given.get("layout", 0))
-        if len(x.axes) != 3 or any(len(a.atoms) != 1 for a in x.axes[:2]):
+        if len(x.axes) != 3:
             raise ValueError(f"{name}: expected inputs of 3 axes, got {len(x.axes)}")
         names = x.axes[0].name, x.axes[1].name
         order = names[::-1] if layout else names
-        if self.order not in (None, order) or set(order) != {"0", "1"}:
+        if self.order not in (None, order) or set(order) != {FIRST, SECOND}:
             raise ValueError(f"{name}: expected time and batch in the order of the first layer")
         self.order = order
-        self._sides(name, node, inputs)
+        self._features(name, x)
+        self._sides(name, node, inputs, layout)
 
         def constant(n: str) -> Array | None:
             value = self.values.get(n)
-            if isinstance(value, Zeros):
+            if isinstance(value, Zeros) and n in node.input[5:7]:
                 return np.zeros((1, 1, 1), np.float32)
             return value if isinstance(value, np.ndarray) else None
 
-        made = self.reader.make(name, node, constant, batch_first=order == ("1", "0"))
+        made = self.reader.make(name, node, constant, batch_first=order == (SECOND, FIRST))
         layer: Any = made.layer
         inner = layer if isinstance(layer, nn.Recurrent) else layer.layer
+        if inner.learned_state and any(isinstance(v, Aside) for v in inputs[5:7]):
+            raise ValueError(
+                f"{name}: expected initial states that are constants or inputs, got one of each"
+            )
         directions, hidden = inner._directions, inner.hidden_size
         at, d = len(self.layers), axis("D", directions)
         first, second, f = x.axes[0], x.axes[1], axis("F", hidden)
@@ -354,21 +386,36 @@ class Chain:
         y = self._add(name, layer, axes)
         items = tuple((at, k) for k in range(directions))
         state_axes = ("B", "S", "H") if layout else ("S", "B", "H")
-        return [y, *(States(items, kind, state_axes) for kind in "hc")]
+        rows = first if layout else second
+        return [y, *(States(items, kind, state_axes, rows, hidden) for kind in "hc")]
 
     _op_rnn = _op_lstm = _op_gru = _recurrent
 
-    def _sides(self, name: str, node: Any, inputs: list[Any]) -> None:
+    def _sides(self, name: str, node: Any, inputs: list[Any], layout: int) -> None:
         """Note which further inputs are states and lengths; refuse what is none of these."""
         for k, what in ((4, "lengths"), (5, "h"), (6, "c")):
             value = inputs[k] if k < len(inputs) else None
             if isinstance(value, Aside):
+                if what != "lengths":
+                    self._shares.take_state(name, value, what, layout)
                 self.asides[value.name] = what
             elif value is not None and (k == 4 or not isinstance(value, (np.ndarray, Zeros))):
                 raise ValueError(
                     f"{name}: expected {what} that are an input or a constant, got "
                     f"{node.input[k]!r}"
                 )
+        self._shares.take_lengths(name, inputs[4] if len(inputs) > 4 else None)
+
+    @staticmethod
+    def _features(name: str, x: Steps) -> Axis:
+        """Return the axis of the features, which is the last one and has both directions."""
+        apart = any(a.name == "D" and a.size != 1 for a in x.axes)
+        if x.axes[-1].name != "F" or apart:
+            raise ValueError(
+                f"{name}: expected all features along the last axis, got the axes "
+                f"{', '.join(a.name for a in x.axes)}"
+            )
+        return x.axes[-1]
 
     def _op_gather(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         data, index = inputs[0], inputs[1]
@@ -384,6 +431,8 @@ class Chain:
             table.load_state_dict({"weight": data})
             return self._add(name, table, (*x.axes, axis("F", data.shape[1])))
         at = np.asarray(index)
+        if at.ndim > 1:
+            raise ValueError(f"{name}: expected indices of one axis, got {at.ndim} axes")
         if isinstance(data, States):
             return self._pick(data, k, [int(n) for n in at.reshape(-1)], at.ndim == 0)
         x = self._steps(name, data)
@@ -402,11 +451,12 @@ class Chain:
                 f"{name}: expected the final state where rows have lengths, got the last step, "
                 "which is 0 for all rows but the longest"
             )
+        self._pooled = True
         axes = list(x.axes)
         axes[k] = axis("one", 1)
         if squeezed:
             del axes[k]
-        pool = nn.Pool("last", batch_first=self.order == ("1", "0"), dtype=self._dtype())
+        pool = nn.Pool("last", batch_first=self.order == (SECOND, FIRST), dtype=self._dtype())
         return self._add(name, pool, tuple(axes))
 
     def _dtype(self) -> Any:
@@ -417,7 +467,7 @@ class Chain:
         if states.axes[k % len(states.axes)] != "S":
             raise ValueError("states: expected a choice of layers and directions, got another")
         axes = tuple(a for a in states.axes if a != "S") if squeezed else states.axes
-        return States(tuple(states.items[n] for n in which), states.kind, axes)
+        return states._replace(items=tuple(states.items[n] for n in which), axes=axes)
 
     def _op_slice(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         data = inputs[0]
@@ -438,21 +488,22 @@ class Chain:
         data = inputs[0]
         if not isinstance(data, States):
             raise ValueError(f"{name}: expected a chain, got a Split")
-        count, k = len(node.output), int(given.get("axis", 0))
-        if len(data.items) != count:
-            raise ValueError(f"{name}: expected a Split into single states, got {count}")
-        return [self._pick(data, k, [n], False) for n in range(count)]
+        sizes = inputs[1] if len(inputs) > 1 else None
+        parts = split_sizes(given, sizes, len(data.items))
+        ends = itertools.accumulate(parts)
+        k = int(given.get("axis", 0))
+        return [self._pick(data, k, [*range(e - n, e)], False) for n, e in zip(parts, ends)]
 
     def _op_concat(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         parts = [v for v in inputs if isinstance(v, States)]
-        if len(parts) != len(inputs) or len({(p.kind, p.axes) for p in parts}) != 1:
+        if len(parts) != len(inputs) or len({p[1:] for p in parts}) != 1:
             if len(inputs) == 1:
                 return self._steps(name, inputs[0])
             raise ValueError(f"{name}: expected final states to be joined, got a branch")
         axes, k = parts[0].axes, int(given["axis"]) % len(parts[0].axes)
         if axes[k] not in ("S", "H") or (axes[k] == "H" and "S" in axes):
             raise ValueError(f"{name}: expected states to be joined along layers or units")
-        return States(tuple(i for p in parts for i in p.items), parts[0].kind, axes)
+        return parts[0]._replace(items=tuple(i for p in parts for i in p.items))
 
     def _op_transpose(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         data = inputs[0]
@@ -464,16 +515,19 @@ class Chain:
 
     def _op_squeeze(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         data = inputs[0]
-        wanted = given.get("axes") if len(inputs) < 2 else np.asarray(inputs[1]).reshape(-1)
+        wanted = axes_of(given, inputs)
         count = len(data.axes)
         if isinstance(data, States):
-            k = [data.axes.index("S")] if wanted is None else [int(n) % count for n in wanted]
+            k = [int(n) % count for n in wanted or ()]
             if [data.axes[n] for n in k] != ["S"] or len(data.items) != 1:
                 raise ValueError(f"{name}: expected an axis of one state to be squeezed")
             return self._pick(data, k[0], [0], True)
         x = self._steps(name, data)
         ones = [k for k, a in enumerate(x.axes) if a.size == 1 and a.name in ("D", "one")]
-        chosen = ones if wanted is None else [int(n) % count for n in wanted]
+        chosen = [k % count for k in wanted or ()]
+        if wanted is None:
+            # Each axis of 1 goes, and which those are has to be known.
+            chosen = [k for k, a in enumerate(x.axes) if a.size in (None, 1)]
         if not set(chosen) <= set(ones):
             raise ValueError(f"{name}: expected axes of 1 to be squeezed, got {chosen}")
         return x._replace(axes=tuple(a for k, a in enumerate(x.axes) if k not in chosen))
@@ -481,10 +535,12 @@ class Chain:
     def _op_reshape(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         data = inputs[0]
         target = list(np.asarray(inputs[1], object).reshape(-1))
+        if given.get("allowzero", 0) and any(not isinstance(n, str) and n == 0 for n in target):
+            raise ValueError(f"{name}: expected axes with elements, got allowzero with a size of 0")
         if isinstance(data, States):
-            if data.axes == ("B", "S", "H") and len(target) == 2:
+            if data.axes == ("B", "S", "H") and _joins(target, data):
                 return data._replace(axes=("B", "H"))
-            raise ValueError(f"{name}: expected states [B,D,H] to become [B,D*H]")
+            raise ValueError(f"{name}: expected states [B,D,H] to become [B,D*H], got {target}")
         x = self._steps(name, data)
         target = [
             x.axes[k] if not isinstance(n, str) and n == 0 else n for k, n in enumerate(target)
@@ -509,7 +565,7 @@ class Chain:
         if not isinstance(weight, np.ndarray) or weight.ndim != 2 or weight.dtype.kind != "f":
             raise ValueError(f"{name}: expected a constant matrix")
         inputs, out = weight.shape
-        if x.axes[-1].size not in (None, inputs) or x.axes[-1].name != "F":
+        if self._features(name, x).size not in (None, inputs):
             raise ValueError(f"{name}: expected {inputs} features, got {x.axes[-1].size}")
         layer = nn.Linear(inputs, out, bias is not None, dtype=weight.dtype)
         arrays = {"weight": np.ascontiguousarray(weight.T)}
@@ -537,6 +593,7 @@ class Chain:
         if bias is None or data is None:
             raise ValueError(f"{name}: expected a chain, got a sum of two branches")
         x = self._steps(name, data)
+        self._features(name, x)
         label, layer = self.layers[-1] if self.layers else ("", None)
         along = bias.shape[-1:] == (bias.size,) and bias.ndim <= len(x.axes)  # the features
         linear = layer if isinstance(layer, nn.Linear) and self._open else None
@@ -559,8 +616,9 @@ class Chain:
     def _op_softmax(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         x = self._steps(name, inputs[0])
         k = int(given.get("axis", -1 if self.opset >= 13 else 1))
-        if k % len(x.axes) != len(x.axes) - 1 or x.axes[-1].name != "F":
+        if k % len(x.axes) != len(x.axes) - 1:
             raise ValueError(f"{name}: expected a {node.op_type} over the features, got axis {k}")
+        self._features(name, x)
         log = node.op_type == "LogSoftmax"
         return self._add(name, nn.Softmax(log=log, dtype=self._dtype()), x.axes)
 
@@ -598,15 +656,35 @@ def _groupings(atoms: list[Any], count: int) -> Iterator[list[list[Any]]]:
         yield [atoms[a:b] for a, b in itertools.pairwise(ends)]
 
 
+def _sizes(value: Any) -> list[int | None]:
+    """Return the sizes of the axes of an input, None for those that are free."""
+    return [d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim]
+
+
+def _joins(target: list[Any], states: States) -> bool:
+    """Return whether a Reshape of states ``[B,S,H]`` keeps the rows and joins all else."""
+    if len(target) != 2:
+        return False
+    width, rows = len(states.items) * states.hidden, target[0]
+    if isinstance(target[1], str) or target[1] not in (-1, width):
+        return False
+    if rows == -1:
+        return bool(target[1] != -1)
+    return rows == 0 or _fits(list(states.batch.atoms), rows)
+
+
 def _fits(group: list[Any], wanted: Any) -> bool:
-    """Return whether atoms may be an axis that a Reshape asks for."""
+    """Return whether atoms are the axis that a Reshape asks for.
+
+    A number is no axis whose size is not known, except for -1, which is what all others leave.
+    """
     if isinstance(wanted, Axis):
         return [a for a in group if a[1] != 1] == [a for a in wanted.atoms if a[1] != 1]
     own = Axis(tuple(group))
     names = [n for n, size in group if size != 1]
     if isinstance(wanted, str):
         return "*".join(names) == wanted
-    return int(wanted) == -1 or own.size in (None, int(wanted))
+    return int(wanted) == -1 or own.size == int(wanted)
 
 
 def _merged(name: str, group: list[Any]) -> Axis:
@@ -614,6 +692,6 @@ def _merged(name: str, group: list[Any]) -> Axis:
     real = [a for a in group if a[1] != 1 or a[0] == "F"] or group[:1]
     if [n for n, _ in real] == ["D", "F"]:
         return axis("F", math.prod(size for _, size in real))
-    if len(real) > 1 and {n for n, _ in real} != {"0", "1"}:
+    if len(real) > 1 and {n for n, _ in real} != {FIRST, SECOND}:
         raise ValueError(f"{name}: expected a change of layout, got {[n for n, _ in real]} as one")
     return Axis(tuple(real))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _files, nn
+from .. import _check, _files, nn
 from .._annotations import readable
 from .._check import Array
 from .._functions import Function
@@ -401,11 +401,14 @@ def to_onnx(
     Raises:
         ImportError: onnx is not installed.
         OSError: the file cannot be written.
-        TypeError: something else than a layer.
+        TypeError: something else than a layer, a path, or True and False.
         ValueError: a layer that ONNX cannot hold.
     """
     if not isinstance(layer, nn.Layer):
         raise TypeError(f"layer: expected a layer, got a {type(layer).__name__}")
+    if path is not None:
+        _files.require_path(path)
+    lengths, states = _check.flag("lengths", lengths), _check.flag("states", states)
     onnx = require("onnx", "onnx", "to_onnx")
     value = onnx.helper.make_tensor_value_info
     if isinstance(layer, Graph):
