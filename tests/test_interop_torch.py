@@ -144,6 +144,9 @@ def test_a_nested_dictionary_and_its_keys(tmp_path: Path) -> None:
     assert ost.load_torch(path, key=("model", "x"))["w"].tolist() == [0, 1]
     with pytest.raises(KeyError, match=r"expected one of \['model'\], got 'state'"):
         ost.load_torch(path, key="state")
+    for key in (3, b"ab", [["a"]], {"model"}):
+        with pytest.raises(TypeError, match=r"key: expected a name or a list of names, got "):
+            ost.load_torch(path, key=key)  # type: ignore[arg-type]
     many = dictionary({f"{k:05}" + "x" * 5000: plain(0) for k in range(12)})
     with pytest.raises(KeyError, match=r"'00000x+', .* and 4 more, got 'state'") as caught:
         ost.load_torch(write_zip(path, many, []), key="state")
@@ -425,6 +428,96 @@ def test_what_is_refused_of_a_state_dict() -> None:
         ost.from_torch(damaged)
 
 
+ONE = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+GRU = {"weight_ih_l0": np.ones((12, 3)), "weight_hh_l0": np.ones((12, 4))}
+WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "nothing": ({}, {}, ValueError, "source: expected at least one layer, got none"),
+    "all skipped": (ONE, {"skip": ["*"]}, ValueError, "source: expected at least one layer, got n"),
+    "a class": (nn.LSTM, {}, TypeError, "source: expected a state dict or a module, got the class"),
+    "nested": ({"model": ONE}, {}, TypeError, "model: expected real numbers, got a dict"),
+    "ragged": ({"a": [[1.0], [1.0, 2.0]]}, {}, TypeError, "a: expected real numbers, got [[1.0]"),
+    "verify": (ONE, {"verify": "no"}, TypeError, "verify: expected True or False"),
+    "kinds": (ONE, {"kinds": "GRU"}, TypeError, "kinds: expected a mapping of names"),
+    "a kind": (ONE, {"kinds": {"": "Conv2d"}}, ValueError, "kinds['']: expected one of 'LSTM', "),
+    "a GRU": (
+        ONE,
+        {"kinds": {"": "GRU"}},
+        ValueError,
+        "source: expected weight_ih_l0, weight_hh_l0 and their like of GRU, got weight, bias",
+    ),
+    "a cell": (GRU, {"kinds": {"": "GRUCell"}}, ValueError, "source: expected weight_ih, weight_"),
+    "a Linear": (
+        GRU,
+        {"kinds": {"": "Linear"}},
+        ValueError,
+        "source: expected weight and bias of Linear, got weight_ih_l0, weight_hh_l0; kinds= says",
+    ),
+    "a Tanh": (ONE, {"kinds": {"": "Tanh"}}, ValueError, "source: expected no parameters of Tanh"),
+    "axes": (
+        ONE,
+        {"kinds": {"": "Conv1d"}},
+        ValueError,
+        "source: expected a weight of 3 axes for Conv1d, got weight [2,3], bias [2]",
+    ),
+    "an LSTM": (GRU, {"kinds": {"": "LSTM"}}, ValueError, "weight_hh_l0: expected shape (12, 3)"),
+    "rename": (ONE, {"rename": "abc"}, TypeError, "rename: expected a mapping of regular"),
+    "a rule": (ONE, {"rename": {"(": "a"}}, ValueError, "rename: expected regular expressions, "),
+    "a number": (ONE, {"rename": {3: "a"}}, TypeError, "rename: expected regular expressions, "),
+    "a group": (
+        ONE,
+        {"rename": {"weight": "\\3"}},
+        ValueError,
+        "rename['weight']: expected a text whose groups the expression has, got",
+    ),
+    "a named group": (ONE, {"rename": {"weight": r"\g<a>"}}, ValueError, "rename['weight']: "),
+    "no text": (ONE, {"rename": {"weight": None}}, TypeError, "rename['weight']: expected a text"),
+    "options": (ONE, {"options": [1]}, TypeError, "options: expected a mapping of names of lay"),
+    "own options": (ONE, {"options": {"": 3}}, TypeError, "options['']: expected a mapping of "),
+    "an option": (
+        ONE,
+        {"options": {"": {"foo": 1}}},
+        TypeError,
+        "options['']: expected arguments of Linear among bias, dtype, rng, got 'foo'",
+    ),
+    "a size": (GRU, {"options": {"": {"hidden_size": 4}}}, TypeError, "options['']: expected arg"),
+    "a bias": (ONE, {"options": {"": {"bias": False}}}, KeyError, "unknown ['bias']"),
+    "a rate": (GRU, {"options": {"": {"dropout": 1}}}, ValueError, "source: dropout: expected"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_that_are_wrong(name: str) -> None:
+    source, options, kind, message = WRONG[name]
+    with pytest.raises(kind, match=re.escape(message)):
+        ost.from_torch(source, **options)
+
+
+def test_a_small_state_dict_makes_no_large_layer() -> None:
+    one = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
+    tracemalloc.start()
+    with pytest.raises(KeyError, match=r"layers 0 to 999999999, got none of layer 1"):
+        ost.from_torch(one | {"weight_ih_l999999999": np.ones((4, 1))})
+    with pytest.raises(ValueError, match=r"expected parameters of one of"):
+        ost.from_torch(one | {"weight_ih_l" + "9" * 5000: np.ones((4, 1))})
+    with pytest.raises(ValueError, match=r"weight_hh_l0: expected shape \(40000, 10000\)"):
+        ost.from_torch(one | {"weight_ih_l0": np.ones((40000, 1))})
+    with pytest.raises(KeyError, match=r"missing \['weight_hh_l1'\]"):
+        ost.from_torch(one | {"weight_ih_l1": np.ones((4, 1))})
+    with pytest.raises(ValueError, match=r"weight_ih_l1: expected shape \(4, 1\), got \(1,\)"):
+        ost.from_torch(one | {f"weight_{n}_l1": np.ones(1) for n in ("ih", "hh")})
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+
+
+def test_layer_norm_and_compiled_rules_of_a_state_dict() -> None:
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True, layer_norm=True, rng=0)
+    state = {f"a.{n}": v for n, v in layer.state_dict().items()}
+    got = ost.from_torch(state, rename={re.compile("^a"): "b"})  # type: ignore[dict-item]
+    assert repr(got["b"]) == repr(layer)
+    x = np.ones((5, 2, 3), np.float32)
+    assert np.array_equal(got["b"](x)[0], layer(x)[0])
+
+
 @needs_torch
 def test_a_gru_that_torch_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected LSTM without activation='softsign', clip=1\.0"):
@@ -573,8 +666,198 @@ def test_a_sequential_is_a_model() -> None:
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
+def inputs() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(size=(5, 2, 4)).astype(np.float32)
+
+
+def assert_whole(theirs: Any, **options: Any) -> ost.interop.Imported:
+    """Assert that the model of a module gives what the module gives."""
+    got = ost.from_torch(theirs, verify=True, **options)
+    y, want = got.model()(inputs()), theirs.eval()(torch.from_numpy(inputs()))
+    y, want = (v[0] if isinstance(v, tuple) else v for v in (y, want))
+    assert_close(y, want.detach().numpy())
+    return got
+
+
+def no_chains() -> dict[str, tuple[Any, dict[str, Any], str]]:
+    """Return modules that are no chain of layers, with options, and what the error says."""
+    t = torch.nn
+
+    class Residual(t.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = t.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            return x + self.l(x)
+
+    class Twice(t.Sequential):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * 2
+
+    def hooked(module: Any, name: str) -> Any:
+        (module[0] if name.endswith("of a layer") else module).register_forward_hook(
+            lambda m, i, o: o * 2
+        )
+        return module
+
+    def before(module: Any) -> Any:
+        module.register_forward_pre_hook(lambda m, i: (i[0] * 2,))
+        return module
+
+    def replaced(module: Any) -> Any:
+        module.forward = lambda x: x
+        return module
+
+    def chain(*more: Any) -> Any:
+        return t.Sequential(t.Linear(4, 4), *more)
+
+    shared = t.Linear(4, 4)
+    convolution = t.Conv1d(4, 4, 1)
+    return {
+        "a module": (Residual(), {}, "the module is a Residual, whose code alone says in which"),
+        "within": (t.Sequential(Residual()), {}, "0 is a Residual, whose code"),
+        "deeper": (chain(t.Sequential(Residual())), {}, "1.0 is a Residual, whose code"),
+        "a class": (Twice(t.Linear(4, 4)), {}, "the module is a Twice, whose code"),
+        "within another": (chain(Twice(t.Tanh())), {}, "1 is a Twice, whose code"),
+        "a hook": (hooked(chain(t.Tanh()), ""), {}, "the module has hooks"),
+        "a hook of a layer": (hooked(chain(), "of a layer"), {}, "0 has hooks"),
+        "a hook before": (before(chain()), {}, "the module has hooks"),
+        "a hook of all": (before(t.Linear(4, 4)), {}, "the module has hooks"),
+        "a forward": (replaced(chain()), {}, "the module has a forward of its own"),
+        "a forward within": (chain(replaced(t.Tanh())), {}, "1 has a forward of its own"),
+        "skipped": (chain(t.Tanh()), {"skip": ["1"]}, "1 is left out by skip"),
+        "skipped tensor": (chain(), {"skip": ["*.bias"]}, "0.bias is left out by skip"),
+        "skipped all": (chain(t.Linear(4, 4)), {"skip": ["1.*"]}, "1.weight is left out by skip"),
+        "skipped other": (chain(t.LeakyReLU()), {"skip": ["1"]}, "1 is left out by skip"),
+        "a dictionary": (
+            t.ModuleDict({"a": t.Linear(4, 4), "b": t.Tanh()}),
+            {},
+            "the module is a ModuleDict, which does not say in which order",
+        ),
+        "shared weights": (t.Sequential(shared, t.Tanh(), shared), {}, "2 is 0 again, whose weig"),
+        "other axes": (t.Sequential(convolution, t.Softmax(-1)), {}, "0 is a Conv1d, which takes"),
+        "nothing": (t.Sequential(t.Identity()), {}, "there is no layer"),
+    }
+
+
+@needs_torch
+def test_what_is_no_chain_has_no_model() -> None:
+    for name, (module, options, message) in no_chains().items():
+        got = ost.from_torch(module, **options)
+        with pytest.raises(ValueError, match=re.escape(f"got one where {message}")):
+            got.model()
+        assert list(got) or name == "nothing"
+
+
+@needs_torch
+def test_what_is_a_chain_has_a_model() -> None:
+    t = torch.nn
+    torch.manual_seed(0)
+    tanh, pair = t.Tanh(), t.Sequential(t.Tanh(), t.Sigmoid())
+    first, second = t.Linear(4, 4), t.Linear(4, 4)
+
+    class Named(t.Sequential):  # type: ignore[misc]
+        pass
+
+    assert list(assert_whole(t.Sequential(first, tanh, second, tanh))) == ["0", "1", "2", "3"]
+    got = assert_whole(t.Sequential(pair, first, pair))
+    assert list(got) == ["0.0", "0.1", "1", "2.0", "2.1"]
+    assert_whole(Named(first, t.Sequential(), t.Identity(), tanh))
+    assert_whole(t.DataParallel(t.Sequential(first, tanh)))
+    assert len(ost.from_torch(t.DataParallel(t.Conv1d(3, 4, 5))).model().parameters()) == 2
+    assert_whole(t.Sequential(first, t.Dropout(1.0)), skip=["1"])
+    assert_whole(t.ModuleDict({"a": first})["a"])
+    assert repr(ost.from_torch(t.ModuleDict({"a": first})).model()) == "Linear(4, 4)"
+    second.weight = first.weight
+    tied = assert_whole(t.Sequential(first, second))
+    assert tied.notes == ("1.weight is 0.weight in PyTorch; here each has values of its own",)
+    again = ost.from_torch(t.Sequential(first, tanh, first))
+    assert_close(
+        nn.Sequential(**again)(inputs())[0],
+        t.Sequential(first, tanh, first)(torch.from_numpy(inputs())).detach().numpy(),
+    )
+    ours = nn.Sequential(a=nn.GRU(4, 3, rng=0), b=nn.Linear(3, 4, rng=1))
+    assert_close(ost.from_torch(ost.to_torch(ours)).model()(inputs())[0], ours(inputs())[0])
+    conv = ost.to_torch(nn.Sequential(nn.Conv1d(4, 4, 3)))
+    with pytest.raises(ValueError, match=r"the layout of its convolutions"):
+        ost.from_torch(conv).model()
+
+
+@needs_torch
+def test_layers_of_ours_within_torch() -> None:
+    from ostinato.interop import torch as ot
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GRU(4, 5))
+    ot.replace(model)
+    assert_whole(model)
+    assert_whole(ot.RNN(4, 5, nonlinearity="relu"))
+    got = assert_whole(ot.LSTM(4, 5, 2, layer_norm=True))
+    assert repr(got.layer) == "LSTM(4, 5, num_layers=2, layer_norm=True)"
+
+
+@needs_torch
+def test_verify_computes_in_the_dtype_of_the_layer() -> None:
+    gru = torch.nn.GRU(3, 4)
+    got = ost.from_torch(gru, options={"": {"dtype": "float64"}}, verify=True)
+    assert got.layer.dtype == np.float64
+    assert gru.weight_ih_l0.dtype == torch.float32
+    assert ost.from_torch(torch.nn.Linear(3, 4).bfloat16(), verify=True).layer.dtype == np.float32
+
+
+def pruned(module: Any, name: str) -> Any:
+    from torch.nn.utils import prune
+
+    return prune.l1_unstructured(module, name, 0.5)  # type: ignore[no-untyped-call]
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_parameters_of_another_form() -> None:
+    t, u = torch.nn, torch.nn.utils
+    extra = t.Linear(4, 4)
+    extra.register_buffer("zz", torch.zeros(3))
+    others = {
+        "weight and bias of Linear, got bias, weight_g, weight_v": u.weight_norm(t.Linear(4, 4)),
+        "weight and bias of Linear, got bias, weight_orig": u.spectral_norm(t.Linear(4, 4)),
+        "weight and bias of Linear, got bias, weight_orig, ": pruned(t.Linear(4, 4), "weight"),
+        "weight and bias of Linear, got weight, bias, zz": extra,
+        "weight_ih_l0, weight_hh_l0 and their like of GRU, got": pruned(
+            t.GRU(3, 4), "weight_hh_l0"
+        ),
+    }
+    for message, module in others.items():
+        with pytest.raises(ValueError, match=f"1: expected {message}.*prune.remove"):
+            ost.from_torch(t.Sequential(t.Tanh(), module))
+    assert_whole(t.Sequential(t.Tanh(), extra), skip=["1.zz"])
+    eye = torch.eye(3)
+    tensors = {
+        "a dense tensor, got torch.sparse_coo": eye.to_sparse(),
+        "real numbers, got torch.qint8": torch.quantize_per_tensor(eye, 0.1, 0, torch.qint8),
+        "real numbers, got torch.float8_e4m3fn": eye.to(torch.float8_e4m3fn),
+        "real numbers, got dtype complex64": eye * 1j,
+    }
+    for message, tensor in tensors.items():
+        with pytest.raises(TypeError, match=f"a.weight: expected {message}"):
+            ost.from_torch({"a.weight": tensor})
+    with pytest.raises(ValueError, match=r"0.weight: expected a tensor with values, got one on"):
+        ost.from_torch(t.Sequential(t.Linear(2, 3, device="meta")))
+
+
 @needs_torch
 def test_what_is_refused_of_a_module() -> None:
+    with pytest.raises(TypeError, match=r"source: expected .*, got the class LSTM; give a module"):
+        ost.from_torch(torch.nn.LSTM)
+    with pytest.raises(ValueError, match=r"batch_first: expected False for a module"):
+        ost.from_torch(torch.nn.GRU(3, 4), batch_first=True)
+    with pytest.raises(ValueError, match=r"1: rate: expected a number in \[0, 1\), got 1\.0"):
+        ost.from_torch(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout(1.0)))
+    within = torch.nn.Sequential(torch.nn.Tanh())
+    within.append(within)
+    with pytest.raises(ValueError, match=r"1: expected a module that is not within itself"):
+        ost.from_torch(within)
     with pytest.raises(ValueError, match=r"0: expected modules .* a Conv2d with weight"):
         ost.from_torch(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)))
     kept = ost.from_torch(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _check
 from .._annotations import readable
 from .._check import Array
 from ..nn import Layer, Sequential
@@ -117,6 +118,7 @@ class Imported(Mapping[str, Layer]):
             ValueError: the order of the layers is not known or cannot be expressed, or the two
                 sides differ; the message says why.
         """
+        verify = _check.flag("verify", verify)
         if self._model is None:
             if isinstance(self._assemble, str):
                 raise ValueError(
@@ -171,16 +173,43 @@ def shapes(arrays: Mapping[str, Array]) -> str:
 
 def real(name: str, a: Any) -> Array:
     """Return an array of real numbers as float32, or as float64 where it is that."""
+    if isinstance(a, Mapping):
+        raise TypeError(
+            f"{name}: expected real numbers, got a {type(a).__name__}; give what is in it instead"
+        )
     if hasattr(a, "detach"):
-        a = a.detach().cpu()
-        a = (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
-    array = np.asarray(a)
+        a = _of_tensor(name, a)
+    try:
+        array = np.asarray(a)
+    except (TypeError, ValueError):  # lists of different lengths among them
+        raise TypeError(f"{name}: expected real numbers, got {_check.quoted(a)}") from None
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    out: Array = array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32)
+    out: Array = array.astype(np.float64 if array.dtype.itemsize >= 8 else np.float32)
     return out
+
+
+def _of_tensor(name: str, t: Any) -> Any:
+    """Return the values of a tensor of PyTorch as an array, or raise the error that names it."""
+    dtype, layout = str(t.dtype), str(getattr(t, "layout", "torch.strided"))
+    if layout != "torch.strided":
+        raise TypeError(f"{name}: expected a dense tensor, got {layout}; use .to_dense()")
+    if getattr(t, "is_quantized", False):
+        raise TypeError(f"{name}: expected real numbers, got {dtype}; use .dequantize()")
+    if dtype.startswith(("torch.float8", "torch.float4")):
+        raise TypeError(f"{name}: expected real numbers, got {dtype}; use .float() and its scale")
+    if getattr(t, "is_meta", False):
+        raise ValueError(f"{name}: expected a tensor with values, got one on the device meta")
+    try:
+        t = t.detach().cpu()
+        return (t.float() if dtype == "torch.bfloat16" else t).numpy()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(
+            f"{name}: expected a tensor that NumPy can hold, got a {type(t).__name__} of {dtype} "
+            f"({str(e)[:200]})"
+        ) from None
 
 
 def common(arrays: Mapping[str, Array]) -> np.dtype[Any]:

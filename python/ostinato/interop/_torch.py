@@ -5,9 +5,12 @@ A state dict needs no PyTorch; modules, and checks against them, import it.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,30 @@ from .._annotations import readable
 from .._check import Array
 from ._imported import Entry, Imported, chain_of, common, compare, real, require, shapes
 
-_RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?")
+_RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr|ln_ih|ln_hh|ln_c)_l([0-9]{1,9})(_reverse)?")
 _CELL = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+_SEQUENCES = ("LSTM", "GRU", "RNN")
+_CELLS = ("LSTMCell", "GRUCell", "RNNCell")
+# The parameters of the other kinds that have some, by name; all but the first may be missing.
+_LEAVES = {
+    "Linear": ("weight", "bias"),
+    "Embedding": ("weight",),
+    "LayerNorm": ("weight", "bias"),
+    "Conv1d": ("weight", "bias"),
+}
 _GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
+# What acts on every element by itself, wherever the features lie.
+_BY_ELEMENT = {"Dropout", "ReLU", "Tanh", "Sigmoid", "GELU"}
+# What gives in inference what it takes.
+_INERT = (
+    "Identity",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+)
 _LIMIT = 1e-5
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -49,7 +73,7 @@ class _Found:
     @property
     def shown(self) -> str:
         """The name, in errors."""
-        return self.name or "the layer"
+        return self.name or "source"
 
     def make(self) -> nn.Layer:
         """Return our layer with these parameters."""
@@ -62,26 +86,99 @@ class _Found:
         return layer
 
 
+def _of_kind(kind: str, leaf: str) -> bool:
+    """Whether a class of ``torch.nn`` may have a parameter of this name."""
+    if kind in _SEQUENCES:
+        return _RECURRENT.fullmatch(leaf) is not None
+    return leaf in (_CELL if kind in _CELLS else _LEAVES.get(kind, ()))
+
+
+def _refuse_leaves(name: str, kind: str, leaves: Iterable[str], mend: str) -> None:
+    """Raise unless parameters have the names that the class of ``torch.nn`` has."""
+    leaves, needed = list(leaves), _LEAVES.get(kind, ())[:1]
+    if all(_of_kind(kind, n) for n in leaves) and set(needed) <= set(leaves):
+        return
+    wanted = " and ".join(_LEAVES.get(kind, ())) or "no parameters"
+    if kind in _SEQUENCES or kind in _CELLS:
+        ends = "" if kind in _CELLS else "_l0"
+        wanted = f"weight_ih{ends}, weight_hh{ends} and their like"
+    raise ValueError(
+        f"{name or 'source'}: expected {wanted} of {kind}, got "
+        f"{_check.some(leaves, plain=True) or 'no parameters'}; {mend}"
+    )
+
+
+def _built(f: _Found, make: Callable[..., nn.Layer], *sizes: Any, **own: Any) -> nn.Layer:
+    """Return a layer of the sizes that the arrays have, and with its options."""
+    given = {**own, **f.options}
+    known = [*inspect.signature(make).parameters][len(sizes) :]
+    for n in given:
+        if n not in known:
+            raise TypeError(
+                f"options[{f.name!r}]: expected arguments of {make.__name__} among "
+                f"{', '.join(known)}, got {n!r}"
+            )
+    try:
+        return make(*sizes, **given)
+    except (TypeError, ValueError) as e:
+        raise type(e)(f"{f.shown}: {e}") from None
+
+
 def _recurrent(f: _Found) -> nn.Layer:
     a, kind = f.arrays, f.kind
-    layers = {int(n.split("_l")[-1].split("_")[0]) for n in a}
     first = a.get("weight_ih_l0")
     recurrent = a.get("weight_hh_l0")
     if first is None or recurrent is None or first.ndim != 2 or recurrent.ndim != 2:
         raise ValueError(f"{f.shown}: expected weight_ih_l0 and weight_hh_l0, got {shapes(a)}")
     gates = {name: count for count, name in _GATES.items()}[kind]
+    hidden = first.shape[0] // gates
     options = {
-        "num_layers": max(layers) + 1,
+        "num_layers": _refuse_others(f, gates, hidden),
         "bias": "bias_ih_l0" in a,
         "bidirectional": any(n.endswith("_reverse") for n in a),
         "dtype": common(a),
-        **f.options,
     }
     if "weight_hr_l0" in a:
         options["proj_size"] = recurrent.shape[1]
-    hidden = first.shape[0] // gates
-    made: nn.Layer = getattr(nn, kind)(first.shape[1], hidden, **options)
-    return made
+    if any("_ln_" in n for n in a):
+        options["layer_norm"] = True
+    return _built(f, getattr(nn, kind), first.shape[1], hidden, **options)
+
+
+def _refuse_others(f: _Found, gates: int, hidden: int) -> int:
+    """Return the number of layers, once each has what the first one asks for.
+
+    It is checked before a layer is made: few arrays can ask for many and large ones.
+    """
+    a = f.arrays
+    numbers = sorted({int(n.removesuffix("_reverse").rpartition("_l")[2]) for n in a})
+    count = len(numbers)
+    if numbers[-1] != count - 1:
+        missing = next(k for k, n in enumerate(numbers) if n != k)
+        raise KeyError(
+            f"{f.shown}: expected parameters of the layers 0 to {numbers[-1]}, got none of layer "
+            f"{missing}"
+        )
+    width = a["weight_hh_l0"].shape[1] if "weight_hr_l0" in a else hidden
+    ends = ("", "_reverse") if any(n.endswith("_reverse") for n in a) else ("",)
+    rows, wanted = gates * hidden, {}
+    for k in range(count):
+        columns = width * len(ends) if k else a["weight_ih_l0"].shape[1]
+        own: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, width)}
+        if "bias_ih_l0" in a:
+            own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if "weight_hr_l0" in a:
+            own["weight_hr"] = (width, hidden)
+        wanted.update({f"{n}_l{k}{end}": shape for end in ends for n, shape in own.items()})
+    lacking = [n for n in wanted if n not in a]
+    if lacking:
+        raise KeyError(
+            f"{f.shown}: expected parameters of all layers, missing {_check.some(lacking)}"
+        )
+    for n, shape in wanted.items():
+        if a[n].shape != shape:
+            raise ValueError(f"{f.shown}: {n}: expected shape {shape}, got {a[n].shape}")
+    return count
 
 
 def _cell(f: _Found) -> nn.Layer:
@@ -91,30 +188,42 @@ def _cell(f: _Found) -> nn.Layer:
     return _recurrent(f)
 
 
+def _sizes(f: _Found, axes: int) -> tuple[int, ...]:
+    """Return the shape of the weight, which has so many axes."""
+    weight = f.arrays["weight"]
+    if weight.ndim != axes:
+        several = "1 axis" if axes == 1 else f"{axes} axes"
+        raise ValueError(
+            f"{f.shown}: expected a weight of {several} for {f.kind}, got {shapes(f.arrays)}"
+        )
+    return weight.shape
+
+
 def _linear(f: _Found) -> nn.Layer:
-    out, inputs = f.arrays["weight"].shape
-    return nn.Linear(inputs, out, "bias" in f.arrays, dtype=common(f.arrays), **f.options)
+    out, inputs = _sizes(f, 2)
+    return _built(f, nn.Linear, inputs, out, bias="bias" in f.arrays, dtype=common(f.arrays))
 
 
 def _embedding(f: _Found) -> nn.Layer:
-    return nn.Embedding(*f.arrays["weight"].shape, dtype=common(f.arrays), **f.options)
+    return _built(f, nn.Embedding, *_sizes(f, 2), dtype=common(f.arrays))
 
 
 def _norm(f: _Found) -> nn.Layer:
-    size = f.arrays["weight"].size
+    (size,) = _sizes(f, 1)
     f.arrays.setdefault("bias", np.zeros(size, f.arrays["weight"].dtype))
-    return nn.LayerNorm(size, dtype=common(f.arrays), **f.options)
+    return _built(f, nn.LayerNorm, size, dtype=common(f.arrays))
 
 
 def _convolution(f: _Found) -> nn.Layer:
-    out, inputs, size = f.arrays["weight"].shape
-    options = {"padding": "valid", **f.options}
-    bias = "bias" in f.arrays
-    return nn.Conv1d(inputs, out, size, bias=bias, dtype=common(f.arrays), **options)
+    out, inputs, size = _sizes(f, 3)
+    own = {"padding": "valid", "bias": "bias" in f.arrays, "dtype": common(f.arrays)}
+    return _built(f, nn.Conv1d, inputs, out, size, **own)
 
 
-def _without_parameters(make: Callable[..., nn.Layer]) -> Callable[[_Found], nn.Layer]:
-    return lambda f: make(**f.options)
+def _without_parameters(
+    make: Callable[..., nn.Layer], *first: Any, **own: Any
+) -> Callable[[_Found], nn.Layer]:
+    return lambda f: _built(f, make, *first, **own)
 
 
 _MAKERS: dict[str, Callable[[_Found], nn.Layer]] = {
@@ -129,25 +238,50 @@ _MAKERS: dict[str, Callable[[_Found], nn.Layer]] = {
     "LayerNorm": _norm,
     "Conv1d": _convolution,
     "Dropout": _without_parameters(nn.Dropout),
-    "ReLU": _without_parameters(lambda **o: nn.Activation("relu", **o)),
-    "Tanh": _without_parameters(lambda **o: nn.Activation("tanh", **o)),
-    "Sigmoid": _without_parameters(lambda **o: nn.Activation("sigmoid", **o)),
+    "ReLU": _without_parameters(nn.Activation, "relu"),
+    "Tanh": _without_parameters(nn.Activation, "tanh"),
+    "Sigmoid": _without_parameters(nn.Activation, "sigmoid"),
     "GELU": _without_parameters(nn.Activation),
     "Softmax": _without_parameters(nn.Softmax),
-    "LogSoftmax": _without_parameters(lambda **o: nn.Softmax(log=True, **o)),
+    "LogSoftmax": _without_parameters(nn.Softmax, log=True),
 }
 
 
 # -- state dicts -----------------------------------------------------------------------------------
 
 
-def _renamed(names: list[str], rules: Mapping[str, str]) -> dict[str, str]:
+def _rules(rename: Any) -> dict[Any, Any]:
+    """Return what takes the place of what, by compiled expressions."""
+    given = _check.mapping("rename", rename, "a mapping of regular expressions to text")
+    rules = {}
+    for pattern, replacement in given.items():
+        if not isinstance(getattr(pattern, "pattern", pattern), str):
+            raise TypeError(f"rename: expected regular expressions, got {_check.quoted(pattern)}")
+        try:
+            compiled = re.compile(pattern)
+        except re.error as e:
+            raise ValueError(
+                f"rename: expected regular expressions, got {_check.quoted(pattern)}: {e}"
+            ) from None
+        if not callable(replacement):
+            _check.text(f"rename[{pattern!r}]", replacement, "a text")
+        rules[compiled] = replacement
+    return rules
+
+
+def _renamed(names: list[str], rules: Mapping[Any, Any]) -> dict[str, str]:
     """Return the new name of every name; each rule must match, and no two may become one."""
     out = {n: n for n in names}
-    for pattern, replacement in rules.items():
-        matched = False
+    for compiled, replacement in rules.items():
+        pattern, matched = compiled.pattern, False
         for name, now in out.items():
-            out[name], count = re.subn(pattern, replacement, now)
+            try:
+                out[name], count = compiled.subn(replacement, now)
+            except (re.error, IndexError) as e:  # a group that there is none of
+                raise ValueError(
+                    f"rename[{pattern!r}]: expected a text whose groups the expression has, got "
+                    f"{_check.quoted(replacement)}: {e}"
+                ) from None
             matched |= count > 0
         if not matched:
             raise ValueError(f"rename: expected rules that match a name, got {pattern!r}")
@@ -191,14 +325,15 @@ def _of_state_dict(
     out = []
     for prefix, own in groups.items():
         kind = kinds.get(prefix) or _kind_of(prefix, own)
-        if kind is None or kind not in _MAKERS:
+        if kind is None:
             raise ValueError(
                 f"{prefix or 'source'}: expected parameters of one of {', '.join(_MAKERS)}, got "
-                f"{shapes(own)}; rename= changes names, kinds= says what a layer is, skip= leaves "
-                "parameters out"
+                f"{shapes(own):.600}; rename= changes names, kinds= says what a layer is, skip= "
+                "leaves parameters out"
             )
+        _refuse_leaves(prefix, kind, own, "kinds= says what a layer is")
         given = dict(options.get(prefix, {}))
-        if kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Conv1d"):
+        if kind in (*_SEQUENCES, *_CELLS, "Conv1d"):
             given.setdefault("batch_first", batch_first)
         out.append(_Found(prefix, kind, own, given))
     return out
@@ -210,9 +345,10 @@ def _of_state_dict(
 def _module_options(name: str, m: Any) -> dict[str, Any]:
     """Return the arguments of our class that a module's attributes say."""
     kind = type(m).__name__
-    if kind in ("LSTM", "GRU", "RNN"):
+    if kind in _SEQUENCES:
         own = {"batch_first": m.batch_first, "dropout": m.dropout if m.num_layers > 1 else 0.0}
-        return own | ({"nonlinearity": m.nonlinearity} if kind == "RNN" else {})
+        relu = m.mode == "RNN_RELU"
+        return own | ({"nonlinearity": "relu" if relu else "tanh"} if kind == "RNN" else {})
     if kind == "RNNCell":
         return {"nonlinearity": m.nonlinearity}
     if kind == "Embedding":
@@ -255,38 +391,173 @@ def _convolution_options(name: str, m: Any) -> dict[str, Any]:
     }
 
 
-def _of_module(
-    module: Any, skip: Callable[[str], bool], options: Options
-) -> tuple[list[_Found], list[Entry]]:
-    """Return the layers of a module, and the parts that have no layer here."""
-    torch = require("torch", "torch", "from_torch of a module")
-    found: list[_Found] = []
-    others: list[Entry] = []
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    inside: list[str] = []
-    for name, m in module.named_modules():
-        if any(not p or name.startswith(p + ".") for p in inside) or skip(name):
-            continue
-        kind = type(m).__name__
-        if getattr(torch.nn, kind, None) is type(m) and kind in _MAKERS:
-            arrays = {n: real(f"{name}.{n}", p) for n, p in m.state_dict().items()}
-            given = _module_options(name or "source", m) | dict(options.get(name, {}))
-            if not arrays and dtype == torch.float64:
-                given["dtype"] = np.float64
-            found.append(_Found(name, kind, arrays, given, m))
-            inside.append(name)
-            continue
+def _joined(name: str, leaf: str) -> str:
+    return f"{name}.{leaf}" if name else leaf
+
+
+def _is_layer(torch: Any, m: Any) -> bool:
+    """Whether a module is of a class that has a layer here: of PyTorch, or of ours for it."""
+    kind = type(m).__name__
+    ours = sys.modules.get(__name__.rpartition(".")[0] + "._torch_modules")
+    known = (getattr(torch.nn, kind, None), getattr(ours, kind, None))
+    return kind in _MAKERS and type(m) in known
+
+
+def _is_chain(torch: Any, m: Any) -> bool:
+    """Whether the class of a module runs its children one after the other, and no more."""
+    kind, base = type(m), torch.nn.Sequential
+    inherited = ("forward", "__call__", "_call_impl", "__iter__")
+    if issubclass(kind, base):
+        return all(getattr(kind, n) is getattr(base, n) for n in inherited)
+    return bool(getattr(kind, "runs_in_order", False)) and kind.__module__ == __name__
+
+
+def _is_wrapper(torch: Any, m: Any) -> bool:
+    """Whether a module gives what the one module within it gives."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    compiled = "_orig_mod" in m._modules and type(m).__module__.startswith("torch._dynamo")
+    return type(m) in parallel or compiled
+
+
+class _Walk:
+    """Visit the modules within a module: which have a layer here, and in which order they run.
+
+    Args:
+        torch: PyTorch.
+        module: the outermost one.
+        skip: whether a name is to be left out.
+        options: of the layers.
+    """
+
+    def __init__(
+        self, torch: Any, module: Any, skip: Callable[[str], bool], options: Options
+    ) -> None:
+        self.found: list[_Found] = []
+        self.others: list[Entry] = []
+        self.notes: list[str] = []
+        self._torch, self._skip, self._options = torch, skip, options
+        first = next((p.dtype for p in module.parameters()), torch.float32)
+        self._double = first == torch.float64
+        self._unknown = ""  # why the order of the layers is not known
+        self._unordered = ""  # the same of a container, which matters to several layers alone
+        self._names: dict[int, str] = {}  # of the modules that were seen, and of their parameters
+        self._visit("", module, (), False)
+
+    def why_no_chain(self) -> str:
+        """Tell why the layers are not the whole module in their order; "" where they are."""
+        if not self.found:
+            return "there is no layer"
+        reason = self._unknown or (self._unordered if len(self.found) > 1 else "")
+        convolution = next((f for f in self.found if f.kind == "Conv1d"), None)
+        other = next((f for f in self.found if f.kind not in {"Conv1d", *_BY_ELEMENT}), None)
+        if not reason and convolution is not None and other is not None:
+            reason = (
+                f"{convolution.shown} is a Conv1d, which takes time on the last axis, and "
+                f"{other.shown} a {other.kind}, which has no such axis"
+            )
+        return reason
+
+    def _lose(self, name: str, reason: str) -> None:
+        self._unknown = self._unknown or f"{name or 'the module'} {reason}"
+
+    def _visit(self, name: str, m: Any, above: tuple[int, ...], chained: bool) -> None:
+        """Visit a module and what is within it; those of a chain as often as they run."""
+        if id(m) in above:
+            raise ValueError(f"{name}: expected a module that is not within itself")
+        if self._skip(name):
+            if not self._does_nothing(m):
+                self._lose(name, "is left out by skip")
+        else:
+            first = self._names.setdefault(id(m), name)
+            if first != name and not chained:
+                return
+            if _is_layer(self._torch, m):
+                self._layer(name, m, first)
+                return
+            self._container(name, m)
+        chained = _is_chain(self._torch, m)
+        for leaf, child in m._modules.items():
+            if child is not None:
+                self._visit(_joined(name, leaf), child, (*above, id(m)), chained)
+
+    def _does_nothing(self, m: Any) -> bool:
+        """Whether the whole is the same in inference without the module itself."""
+        kind = getattr(self._torch.nn, type(m).__name__, None)
+        inert = type(m) is kind and type(m).__name__ in _INERT
+        return not _why_other(m) and (inert or _is_chain(self._torch, m))
+
+    def _layer(self, name: str, m: Any, first: str) -> None:
+        kind, state = type(m).__name__, m.state_dict()
+        kept = {n: p for n, p in state.items() if not self._skip(_joined(name, n))}
+        lost = [n for n in state if n not in kept and _of_kind(kind, n)]
+        if lost:
+            self._lose(_joined(name, lost[0]), "is left out by skip")
+        if state and not kept:
+            return
+        if reason := _why_other(m):
+            self._lose(name, reason)
+        mend = (
+            "torch.nn.utils.remove_weight_norm, remove_spectral_norm and prune.remove make plain "
+            "parameters of theirs, and skip= leaves out others"
+        )
+        _refuse_leaves(name, kind, kept, mend)
+        given = _module_options(name or "source", m)
+        if not kept and self._double:
+            given["dtype"] = np.float64
+        arrays = {n: real(_joined(name, n), p) for n, p in kept.items()}
+        self.found.append(_Found(name, kind, arrays, given | dict(self._options.get(name, {})), m))
+        if arrays and first != name:
+            self._lose(name, f"is {first} again, whose weights a Sequential has no way to share")
+        for n, p in m.named_parameters(recurse=False):
+            own = _joined(name, n)
+            before = self._names.setdefault(id(p), own)
+            if before != own and n in arrays:
+                self.notes.append(f"{own} is {before} in PyTorch; here each has values of its own")
+
+    def _container(self, name: str, m: Any) -> None:
+        """Note what a module without a layer here does; raise where it has parameters."""
+        torch, kind = self._torch, type(m).__name__
         tensors = [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]
-        own = [n for n, _ in tensors if not skip(f"{name}.{n}".lstrip("."))]
-        if own or (kind != "Identity" and not list(m.children())):
+        own = [n for n, _ in tensors if not self._skip(_joined(name, n))]
+        lists = type(m) in (torch.nn.ModuleList, torch.nn.ModuleDict)
+        identity = type(m) is torch.nn.Identity
+        empty = not any(child is not None for child in m._modules.values())
+        nothing = empty and name != "" and (lists or _is_chain(torch, m))
+        if own or (empty and not identity and not nothing):
             raise ValueError(
                 f"{name or 'source'}: expected modules of torch.nn that are one of "
                 f"{', '.join(_MAKERS)}, got a {kind} with {', '.join(own) or 'no parameters'}; "
                 "skip= leaves it out"
             )
-        if kind == "Identity":
-            others.append(Entry(name, kind, "", "nothing"))
-    return found, others
+        if identity or nothing:
+            self.others.append(Entry(name, kind, "", "nothing"))
+        wrapper = _is_wrapper(torch, m)
+        if reason := _why_other(m, hooks_alone=wrapper):
+            self._lose(name, reason)
+        elif lists:
+            shown = name or "the module"
+            self._unordered = (
+                f"{shown} is a {kind}, which does not say in which order its layers run"
+            )
+        elif not (wrapper or identity or _is_chain(torch, m)):
+            self._lose(
+                name,
+                f"is a {kind}, whose code alone says in which order its layers run, and what is "
+                "done besides",
+            )
+        elif getattr(type(m), "runs_in_order", False) and any(
+            isinstance(child, torch.nn.Conv1d) for child in m._modules.values()
+        ):
+            self._lose(name, "comes from to_torch, and keeps the layout of its convolutions")
+
+
+def _why_other(m: Any, hooks_alone: bool = False) -> str:
+    """Tell why a module may do something else than its class; "" where it does not."""
+    if m._forward_hooks or m._forward_pre_hooks:
+        return "has hooks, which may change what it takes and gives"
+    if not hooks_alone and "forward" in vars(m):
+        return "has a forward of its own, beside that of its class"
+    return ""
 
 
 # -- the way in ------------------------------------------------------------------------------------
@@ -324,37 +595,47 @@ def from_torch(
         rename: regular expressions and what takes their place in the names of a state dict, in
             this order; each must match.
         skip: shell patterns of names to leave out: of tensors of a state dict, of modules and
-            their tensors in a module.
+            their tensors in a module. What is within a module that is left out has names of its
+            own.
         kinds: by the name of a layer of a state dict, the name of its class in ``torch.nn``.
         options: by the name of a layer, arguments of our class, such as
             ``{"rnn": {"nonlinearity": "relu"}}``.
-        batch_first: of the layers of a state dict that tell time from batch.
+        batch_first: of the layers of a state dict that tell time from batch. A module says it.
         verify: whether to run a random input through each layer and through PyTorch's, which must
             be installed; they must agree within 1e-5 of the largest output.
 
     Returns:
         The layers by their names. `Imported.model` gives the whole of a single layer and of a
-        ``torch.nn.Sequential``.
+        ``torch.nn.Sequential`` of layers and of such; with modules of other classes within it,
+        with hooks, or with a part left out, it is an error that names them.
 
     Raises:
         ImportError: a module, or ``verify``, without PyTorch.
         KeyError: parameters that a layer lacks.
-        TypeError: a source or an argument of another kind, or a tensor that holds no real numbers.
-        ValueError: parameters or modules that no layer here has, by name; a rule that matches
-            nothing; or sides that differ.
+        TypeError: a source or an argument of another kind, an option that a layer does not have,
+            or a tensor that holds no real numbers.
+        ValueError: parameters or modules that no layer here has, by name; none at all; a rule that
+            matches nothing or is no regular expression; or sides that differ.
     """
-    rules, options, kinds = dict(rename or {}), dict(options or {}), dict(kinds or {})
+    rules = _rules({} if rename is None else rename)
+    kinds, options = _checked_kinds(kinds), _checked_options(options)
     patterns, batch_first = _check.patterns("skip", skip), _check.flag("batch_first", batch_first)
+    verify = _check.flag("verify", verify)
 
     def skipped(name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
-    others: list[Entry] = []
-    module = source if hasattr(source, "named_modules") else None
-    if module is not None:
+    walk = None
+    if not isinstance(source, type) and hasattr(source, "named_modules"):
         if rules or kinds:
             raise ValueError("rename, kinds: expected none for a module, which says what it is")
-        found, others = _of_module(module, skipped, options)
+        if batch_first:
+            raise ValueError("batch_first: expected False for a module, which says what it is")
+        torch = require("torch", "torch", "from_torch of a module")
+        if not isinstance(source, torch.nn.Module):
+            raise _no_source(source)
+        walk = _Walk(torch, source, skipped, options)
+        found = walk.found
     elif isinstance(source, Mapping):
         for n in source:
             if not isinstance(n, str):
@@ -363,16 +644,44 @@ def from_torch(
         arrays = {new: real(old, source[old]) for old, new in names.items()}
         found = _of_state_dict(arrays, kinds, options, batch_first)
     else:
-        raise TypeError(f"source: expected a state dict or a module, got a {type(source).__name__}")
+        raise _no_source(source)
+    others = walk.others if walk else []
     _refuse_unused(found, options, kinds)
+    if not found and not others:
+        left = " beside what skip leaves out" if patterns else ""
+        raise ValueError(f"source: expected at least one layer, got none{left}")
     layers, entries = {}, []
+    why_no_chain = _why_no_chain(walk, found)
     for f in found:
         kind, given = f.kind, dict(f.arrays)
         layers[f.name] = f.make()
         if verify:
             _verify(f, kind, given, layers[f.name])
         entries.append(Entry(f.name, kind, shapes(given), repr(layers[f.name])))
-    return Imported("PyTorch", layers, entries + others, None, _assembly(module, layers))
+    assemble = why_no_chain or (lambda: chain_of(layers))
+    return Imported("PyTorch", layers, entries + others, walk.notes if walk else None, assemble)
+
+
+def _no_source(source: Any) -> TypeError:
+    """Return the error of what is neither a state dict nor a module."""
+    if isinstance(source, type):
+        got = f"the class {source.__name__}; give a module of it"
+    else:
+        got = f"a {type(source).__name__}"
+    return TypeError(f"source: expected a state dict or a module, got {got}")
+
+
+def _checked_kinds(kinds: Any) -> dict[str, str]:
+    given = {} if kinds is None else kinds
+    given = _check.mapping("kinds", given, "a mapping of names to classes of torch.nn")
+    return {n: _check.choice(f"kinds[{n!r}]", kind, _MAKERS) for n, kind in given.items()}
+
+
+def _checked_options(options: Any) -> dict[str, Mapping[str, Any]]:
+    given = {} if options is None else options
+    given = _check.mapping("options", given, "a mapping of names of layers to their arguments")
+    wanted = "a mapping of arguments to values"
+    return {n: _check.mapping(f"options[{n!r}]", own, wanted) for n, own in given.items()}
 
 
 def _refuse_unused(found: list[_Found], options: Options, kinds: Mapping[str, str]) -> None:
@@ -383,20 +692,21 @@ def _refuse_unused(found: list[_Found], options: Options, kinds: Mapping[str, st
                 raise KeyError(f"{what}: expected names among {sorted(names)}, got {name!r}")
 
 
-def _assembly(module: Any, layers: Mapping[str, nn.Layer]) -> Callable[[], nn.Layer] | str:
-    """Return what makes the whole model, or why there is none."""
-    if len(layers) == 1:
-        return lambda: chain_of(layers)
-    if module is not None and type(module).__name__ == "Sequential":
-        return lambda: chain_of(layers)
-    return "names and shapes do not say in which order the layers run"
+def _why_no_chain(walk: _Walk | None, found: list[_Found]) -> str:
+    """Tell why the layers are not a whole model in their order; "" where they are."""
+    if walk is not None:
+        return walk.why_no_chain()
+    one = len(found) == 1
+    return "" if one else "names and shapes do not say in which order the layers run"
 
 
 def _verify(f: _Found, kind: str, arrays: Mapping[str, Array], layer: nn.Layer) -> None:
     """Run a random input through both sides of a layer."""
     torch = require("torch", "torch", "verify=True")
     module = f.module
-    if module is None:
+    if module is not None:
+        module = _like(torch, module, layer)
+    else:
         module = _torch_module(torch, layer, kind)
         tensors = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in arrays.items()}
         module.load_state_dict(tensors)
@@ -416,6 +726,14 @@ def _verify(f: _Found, kind: str, arrays: Mapping[str, Array], layer: nn.Layer) 
     y = layer(x)
     got = y[0] if layer.stateful else y
     compare(f"PyTorch's {kind} {f.name}".rstrip(), got, want, _LIMIT)
+
+
+def _like(torch: Any, module: Any, layer: nn.Layer) -> Any:
+    """Return a module that computes in the dtype of a layer: itself, or a copy."""
+    dtype = getattr(torch, layer.dtype.name)
+    if all(p.dtype == dtype and p.device.type == "cpu" for p in module.parameters()):
+        return module
+    return copy.deepcopy(module).to("cpu", dtype)
 
 
 _WIDTHS = ("input_size", "in_features", "in_channels", "size")
@@ -562,6 +880,8 @@ def _chain(torch: Any, children: Mapping[str, Any], model: nn.Sequential) -> Any
 
     class Chain(torch.nn.Module):  # type: ignore[misc]
         """Run modules one after the other; the state is a tuple with one entry each."""
+
+        runs_in_order = True
 
         def __init__(self) -> None:
             super().__init__()

@@ -289,8 +289,17 @@ def _read_stream(file: IO[bytes], size: int) -> Any:
     return _Resolver(size)(made)
 
 
-def _picked(made: Any, key: str | Sequence[str] | None) -> Any:
-    for name in () if key is None else (key,) if isinstance(key, str) else key:
+def _names_of(key: Any) -> tuple[Any, ...]:
+    """Return the names that lead into nested dictionaries, from the outermost on."""
+    names = () if key is None else (key,) if isinstance(key, str) else key
+    listed = isinstance(names, Sequence) and not isinstance(names, (bytes, bytearray))
+    if not listed or not all(isinstance(n, (str, int)) for n in names):
+        raise TypeError(f"key: expected a name or a list of names, got {_check.quoted(key)}")
+    return tuple(names)
+
+
+def _picked(made: Any, names: tuple[Any, ...]) -> Any:
+    for name in names:
         if not isinstance(made, dict) or name not in made:
             known = isinstance(made, dict)
             there = _check.some(list(made)) if known else f"a {type(made).__name__}"
@@ -325,9 +334,11 @@ def load_torch(path: str | os.PathLike[str], key: str | Sequence[str] | None = N
     Raises:
         KeyError: a ``key`` that is not there; the message lists what is.
         OSError: the file cannot be read.
+        TypeError: a ``path`` that is none, or a ``key`` that is no name and no list of names.
         ValueError: it is damaged, it is no file of ``torch.save``, or it asks for more than the
             allow-list has.
     """
+    names = _names_of(key)
     with _files.open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         zipped = file.read(4) == b"PK\x03\x04"
@@ -341,7 +352,7 @@ def load_torch(path: str | os.PathLike[str], key: str | Sequence[str] | None = N
             raise ValueError(
                 f"{os.fspath(path)}: expected a file of torch.save, got {text}"
             ) from None
-    return _picked(made, key)
+    return _picked(made, names)
 
 
 readable(globals())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -36,6 +36,10 @@ class Replaced(NamedTuple):
         lines = [f"{name or 'module'}: {layer!r}" for name, layer in self.replaced.items()]
         lines += [f"{name or 'module'}: kept, {reason}" for name, reason in self.kept.items()]
         return "\n".join(lines) or "no recurrent layers"
+
+
+# The class gets the name of the public module, which does not have the names of these types.
+Replaced.__annotations__ = get_type_hints(Replaced)
 
 
 def _why_not(layer: Any) -> str:
