@@ -66,6 +66,56 @@ def test_layers_of_a_file(tmp_path: Path) -> None:
     assert repr(imported["/_7"]) == "Linear(5, 2, bias=False)"
 
 
+@pytest.mark.parametrize("square", [False, True])
+def test_the_order_of_a_file_does_not_matter(tmp_path: Path, square: bool) -> None:
+    """Parameters and builders have numbers."""
+    inputs = 4 if square else 3
+    shapes = [(16, inputs), (16, 4), (16,), (16, 4), (16, 4), (16,)]
+    stack = [drawn(*s, seed=k) for k, s in enumerate(shapes)]
+    ends = [stack[:3], [drawn(*s, seed=9) for s in shapes[:3]]]
+    arrays = {f"/vanilla-lstm-builder/_{k}": a for k, a in enumerate(stack)}
+    for end, own in zip(("", "_1"), ends):
+        arrays |= {f"/birnn/vanilla-lstm-builder{end}/_{k}": a for k, a in enumerate(own)}
+    x = drawn(6, inputs, seed=9)
+    turned = dict(reversed(arrays.items()))
+    for found in (arrays, turned):
+        imported = interop.from_dynet(write(tmp_path / "a.model", found))
+        layers: Any = imported["/vanilla-lstm-builder"], imported["/birnn"]
+        want = lstm(lstm(x, *stack[:3]), *stack[3:])
+        assert_close(layers[0](x)[0], want.astype(np.float32), scale=2)
+        assert_close(layers[1](x)[0], both(x, ends[0] + ends[1]).astype(np.float32), scale=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["compact-vanilla-lstm-builder"], r"_0: .* got a compact-vanilla-lstm-builder"),
+        (["lstm-builder_1"], r"/lstm-builder_1/_0: expected a vanilla-lstm-builder, got a lstm-bu"),
+        (["gru-builder"], r"/gru-builder/_0: expected .* got a gru-builder"),
+        (["a/simple-rnn-builder"], r"/a/simple-rnn-builder/_0: .* got a simple-rnn-builder"),
+        (["birnn/vanilla-lstm-builder"], r"/birnn: expected an LSTM, .*builders 0, not two"),
+        (
+            ["birnn/vanilla-lstm-builder", "birnn/vanilla-lstm-builder_2"],
+            r"/birnn: expected an LSTM, .*builders 0, 2, not two for each layer",
+        ),
+    ],
+)
+def test_builders_that_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    own = [drawn(16, 3), drawn(16, 4), drawn(16)]
+    arrays = {f"/{n}/_{k}": a for n in names for k, a in enumerate(own)}
+    with pytest.raises(ValueError, match=message):
+        interop.from_dynet(write(tmp_path / "a.model", arrays))
+
+
+def test_missing_parameters_and_flags(tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    arrays = {f"/vanilla-lstm-builder/_{k}": drawn(16, 4) for k in (0, 1, 3)}
+    with pytest.raises(ValueError, match=r"parameters _0, _1, _3 of a builder"):
+        interop.from_dynet(write(path, arrays))
+    with pytest.raises(TypeError, match=r"^batch_first: expected True or False, got 'no'"):
+        interop.from_dynet(path, batch_first="no")  # type: ignore[arg-type]
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     head = "#Parameter# /_0 {2,2} 9 ZERO_GRAD\n"

@@ -326,6 +326,319 @@ def test_what_is_no_chain_is_named(tmp_path: Path) -> None:
     assert model(X)[0].shape == (2, 6, 5)
 
 
+# -- what changes the numbers ----------------------------------------------------------------------
+
+
+def archive(path: Path, config: Any, groups: dict[str, list[Any]]) -> Path:
+    """The form of Keras 3: arrays by the paths of their groups."""
+    weights = path.with_suffix(".weights.h5")
+    with h5py.File(weights, "w") as f:
+        for name, arrays in groups.items():
+            group = f.create_group(f"layers/{name}")
+            for k, a in enumerate(arrays):
+                group[str(k)] = a
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        z.writestr("config.json", json.dumps(config))
+        z.writestr("model.weights.h5", weights.read_bytes())
+    return path
+
+
+def tensor(name: str, output: int = 0) -> Any:
+    """An argument of a call in Keras 3."""
+    return {"class_name": "__keras_tensor__", "config": {"keras_history": [name, 0, output]}}
+
+
+def functional(
+    kind: str, options: dict[str, Any], read: int, outputs: Any, old: bool, **given: Any
+) -> Any:
+    """An input, a recurrent layer "r" and a Dense "d" that reads one of its outputs."""
+
+    def entry(kind: str, config: dict[str, Any], *reads: Any) -> Any:
+        nodes: Any = [{"args": [tensor(*r) for r in reads], "kwargs": given}] if reads else []
+        if old:
+            nodes = [[[r[0], 0, r[1], given] for r in reads]] if reads else []
+        own = {"class_name": kind, "config": config, "name": config["name"]}
+        return {**own, "inbound_nodes": nodes}
+
+    layers = [
+        entry("InputLayer", {"name": "i", "batch_shape": [None, None, D]}),
+        entry(kind, {"name": "r", "return_state": True, **options}, ("i", 0)),
+        entry("Dense", {"name": "d", "use_bias": False}, ("r", read)),
+    ]
+    inner = {"layers": layers, "input_layers": ["i", 0, 0], "output_layers": outputs}
+    return {"class_name": "Functional", "config": inner}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["keras", "h5"])
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("read", [0, 1, 2])
+def test_which_output_is_read(tmp_path: Path, read: int, sequences: bool, old: bool) -> None:
+    """y, h or c of a layer with return_state."""
+    dense = drawn(H, 2, seed=5)
+    options = {"return_sequences": sequences, "recurrent_activation": "sigmoid"}
+    config = functional("LSTM", options, read, ["d", 0, 0], old)
+    if old:
+        arrays = {"i": [], "r": [KERNEL, RECURRENT], "d": [dense]}
+        path = legacy(tmp_path / "a.h5", arrays, config)
+    else:
+        groups = {"lstm/cell/vars": [KERNEL, RECURRENT], "dense/vars": [dense]}
+        path = archive(tmp_path / "a.keras", config, groups)
+    imported = ost.from_keras(path)
+    if read == 2:
+        with pytest.raises(ValueError, match=r"model: .* output 2 of the layer 'r' is read"):
+            imported.model()
+        return
+    h = lstm(X, KERNEL, RECURRENT)
+    want = (h if sequences and read == 0 else h[:, -1]) @ dense
+    assert_close(imported.model()(X)[0], want.astype(np.float32), scale=2)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given", "message"),
+    [
+        ([["r", 0, 0], ["d", 0, 0]], {}, r"the model has several outputs, of r, d"),
+        ({"a": ["r", 0, 0], "b": ["d", 0, 0]}, {}, r"the model has several outputs"),
+        (["r", 0, 0], {}, r"the layer 'r' gives the output, and others follow it"),
+        ([["d", 0, 0]], {"training": True}, r"the layer 'r' is called with training="),
+        ([["d", 0, 0]], {"initial_state": [1.0]}, r"the layer 'r' is called with initial_state="),
+        ([["d", 0, 0]], {"training": False, "mask": None}, ""),
+        ({"a": ["d", 0, 0]}, {}, ""),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True], ids=["keras", "h5"])
+def test_models_that_are_no_chain(
+    tmp_path: Path, outputs: Any, given: Any, message: str, old: bool
+) -> None:
+    config = functional("SimpleRNN", {}, 0, outputs, old, **given)
+    arrays = {"r": [drawn(D, H), drawn(H, H)], "d": [drawn(H, 2)]}
+    imported = ost.from_keras(legacy(tmp_path / "a.h5", arrays, config))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            imported.model(verify=True)
+        assert imported["r"]
+    else:
+        assert imported.model()(X)[0].shape == (2, 2)
+
+
+OPTIONS: dict[str, tuple[str, dict[str, Any], list[Any], str]] = {
+    "relu6": ("ReLU", {"max_value": 6.0}, [], r"expected max_value=None, got 6\.0"),
+    "a slope": ("ReLU", {"negative_slope": 0.1}, [], r"expected negative_slope=0, got 0\.1"),
+    "a threshold": ("ReLU", {"threshold": 0.1}, [], r"expected threshold=0, got 0\.1"),
+    "the steps": ("Softmax", {"axis": 1}, [], r"expected axis=-1, the last one, got 1"),
+    "rms": (
+        "LayerNormalization",
+        {"rms_scaling": True},
+        [drawn(D), drawn(D)],
+        r"expected rms_scaling=False, got True",
+    ),
+    "the axis": ("LayerNormalization", {"axis": [1]}, [drawn(6)] * 2, r"expected axis=-1"),
+    "no scale": ("LayerNormalization", {"scale": False}, [drawn(D)] * 2, r"\(scale=False and"),
+    "neither": ("LayerNormalization", {"scale": False, "center": False}, [], r"scale=False with"),
+    "a mean kept": ("GlobalAveragePooling1D", {"keepdims": True}, [], r"expected keepdims=False"),
+    "a maximum kept": ("GlobalMaxPooling1D", {"keepdims": True}, [], r"expected keepdims=False"),
+    "channels": (
+        "GlobalMaxPooling1D",
+        {"data_format": "channels_first"},
+        [],
+        r"expected data_format='channels_last', got 'channels_first'",
+    ),
+    "channels of a convolution": (
+        "Conv1D",
+        {"data_format": "channels_first"},
+        [drawn(3, 6, 2)],
+        r"expected data_format='channels_last'",
+    ),
+    "groups": ("Conv1D", {"groups": [3]}, [drawn(3, 1, 6)], r"expected groups=1, got \[3\]"),
+    "a bias less": ("Conv1D", {"use_bias": True}, [drawn(3, D, 2)], r"\(a kernel and a bias\)"),
+    "scales": ("Dense", {"use_bias": True}, [drawn(D, 2)] + [drawn(2)] * 7, r"a kernel and a bias"),
+    "a bias more": ("Dense", {"use_bias": False}, [drawn(D, 2), drawn(2)], r"a kernel alone"),
+    "units": ("Dense", {"units": 3}, [drawn(D, 2)], r"expected the weights of units=3, got .*=2"),
+    "two tables": ("Embedding", {}, [drawn(9, D), drawn(9)], r"\(one table\)"),
+    "words": ("Embedding", {"input_dim": 8}, [drawn(9, D)], r"the weights of input_dim=8, got"),
+    "time": (
+        "LSTM",
+        {"time_major": True},
+        [KERNEL, RECURRENT],
+        r"expected time_major=False, got True",
+    ),
+    "other units": ("LSTM", {"units": 5}, [KERNEL, RECURRENT], r"the weights of units=5, got"),
+    "no bias": ("LSTM", {"use_bias": True}, [KERNEL, RECURRENT], r"of use_bias=True, got those"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_that_are_refused(tmp_path: Path, name: str) -> None:
+    kind, options, arrays, message = OPTIONS[name]
+    config = sequential(
+        ("InputLayer", {"name": "i", "batch_shape": [None, 6, D]}), (kind, {"name": "x", **options})
+    )
+    with pytest.raises(ValueError, match=f"x: .*{message}"):
+        ost.from_keras(legacy(tmp_path / "a.h5", {"x": arrays}, config))
+
+
+def test_the_last_axis_by_its_number(tmp_path: Path) -> None:
+    """2 of three axes, and 1 of two, after a final state or a pooling."""
+    norm = {"name": "n", "axis": [2]}
+    layers = [
+        ("InputLayer", {"name": "i", "batch_shape": [None, 6, D]}),
+        ("LayerNormalization", norm),
+        ("Softmax", {"name": "s", "axis": 2}),
+        ("SimpleRNN", {"name": "r"}),
+        ("LayerNormalization", {**norm, "name": "m", "axis": 1}),
+        ("Softmax", {"name": "t", "axis": 1}),
+    ]
+    arrays = {"n": [drawn(D)] * 2, "r": [drawn(D, H), drawn(H, H)], "m": [drawn(H)] * 2}
+    path = legacy(tmp_path / "a.h5", arrays, sequential(*layers))
+    assert ost.from_keras(path).model()(X)[0].shape == (2, H)
+    layers.insert(1, ("ReLU", {"name": "p", "max_value": None, "negative_slope": 0.0}))
+    layers[-1] = ("Softmax", {"name": "t", "axis": 2})
+    with pytest.raises(ValueError, match=r"t: expected axis=-1, the last one, got 2"):
+        ost.from_keras(legacy(tmp_path / "a.h5", arrays, sequential(*layers)))
+
+
+UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "alike": ("GRU", {}, ""),
+    "an activation": ("GRU", {"activation": "relu"}, r"with the activation='tanh' of the forward"),
+    "the form": ("GRU", {"reset_after": False}, r"with the reset_after=True of the forward one"),
+    "a bias": ("GRU", {"use_bias": True}, r"with the use_bias=False of the forward one, got True"),
+    "a class": ("LSTM", {}, r"a backward_layer that is a GRU, got 'LSTM'"),
+    "forward": ("GRU", {"go_backwards": False}, r"a backward_layer with go_backwards=True"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_backward_layers_of_their_own(tmp_path: Path, name: str) -> None:
+    kind, options, message = UNLIKE[name]
+    own = {"use_bias": False, "reset_after": True}
+    config = sequential(
+        (
+            "Bidirectional",
+            {
+                "name": "b",
+                "layer": {"class_name": "GRU", "config": own},
+                "backward_layer": {
+                    "class_name": kind,
+                    "config": {**own, "go_backwards": True, **options},
+                },
+            },
+        )
+    )
+    arrays = [drawn(D, 3 * H, seed=1), drawn(H, 3 * H, seed=2)]
+    groups = {f"bidirectional/{n}_layer/cell/vars": arrays for n in ("forward", "backward")}
+    path = archive(tmp_path / "a.keras", config, groups)
+    if message:
+        with pytest.raises(ValueError, match=rf"b: expected .*{message}"):
+            ost.from_keras(path)
+        return
+    assert ost.from_keras(path).model()(X)[0].shape == (2, 2 * H)
+    del groups["bidirectional/backward_layer/cell/vars"]
+    with pytest.raises(ValueError, match=r"weights of a Bidirectional, got those of one direction"):
+        ost.from_keras(archive(path, config, groups))
+
+
+@pytest.mark.parametrize(
+    ("module", "registered", "own"),
+    [
+        ("keras.layers", None, False),
+        ("ostinato.interop.keras", "ostinato>SimpleRNN", False),
+        (None, "Custom>SimpleRNN", True),
+        (None, "SimpleRNN", True),
+        ("mine.layers", None, True),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_classes_of_ones_own(
+    tmp_path: Path, module: Any, registered: Any, own: bool, wrapped: bool
+) -> None:
+    """A class that is called as one of Keras' may do something else."""
+    entry: Any = {"module": module, "class_name": "SimpleRNN", "registered_name": registered}
+    entry["config"] = {"name": "x"}
+    groups: Any = {"simple_rnn/cell/vars": [drawn(D, H), drawn(H, H)]}
+    if wrapped:
+        both = {"name": "x", "layer": entry}
+        entry = {"module": "keras.layers", "class_name": "Bidirectional", "config": both}
+        inner = groups.popitem()[1]
+        ends = ("forward", "backward")
+        groups = {f"bidirectional/{n}_layer/cell/vars": inner for n in ends}
+    config = {"class_name": "Sequential", "config": {"layers": [entry]}}
+    path = archive(tmp_path / "a.keras", config, groups)
+    if own:
+        with pytest.raises(ValueError, match=r"x: .* got a class of your own, '.*SimpleRNN'"):
+            ost.from_keras(path)
+        assert not ost.from_keras(path, skip=["x"])
+    else:
+        assert isinstance(ost.from_keras(path).layer, nn.RNN)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype"),
+    [
+        ("float32", ""),
+        ("mixed_bfloat16", ""),
+        ("bfloat16", "bfloat16"),
+        ({"class_name": "DTypePolicy", "config": {"name": "bfloat16"}}, "bfloat16"),
+        (
+            {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8", "source_name": "f"}},
+            "int8_from_f",
+        ),
+        ("float8_from_float32", "float8_from_float32"),
+    ],
+)
+def test_dtypes_of_layers(tmp_path: Path, policy: Any, dtype: str) -> None:
+    config = sequential(("Dense", {"name": "x", "dtype": policy}))
+    a = np.zeros((D, 2), np.int8 if dtype else np.float32)
+    path = archive(tmp_path / "a.keras", config, {"dense/vars": [a]})
+    if not dtype:
+        assert isinstance(ost.from_keras(path).layer, nn.Linear)
+        return
+    with pytest.raises(ValueError, match=rf"x: expected dtype float32, .* got '{dtype}'"):
+        ost.from_keras(path)
+    with pytest.raises(ValueError, match=r"an array '.*' of dtype 'int8' that is not stored"):
+        ost.from_keras(path.with_suffix(".weights.h5"))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["keras", "h5"])
+def test_the_configuration_of_the_model_made_again(tmp_path: Path, old: bool) -> None:
+    """Layers without names of their own are lstm_1 in one model and lstm_2 in the next."""
+
+    def made(k: int, units: int = H) -> Any:
+        options = {"units": units, "recurrent_activation": "sigmoid"}
+        return sequential(("LSTM", {"name": f"lstm_{k}", **options}), ("Dense", {"name": f"d_{k}"}))
+
+    path, dense = tmp_path / "a.weights.h5", drawn(H, 2)
+    if old:
+        legacy(path, {"lstm_1": [KERNEL, RECURRENT], "d_1": [dense]})
+    else:
+        with h5py.File(path, "w") as f:
+            for name, group, arrays in (
+                ("lstm_1", "lstm/cell", [KERNEL, RECURRENT]),
+                ("d_1", "dense", [dense]),
+            ):
+                f.require_group(f"layers/{group.partition('/')[0]}/vars").attrs["name"] = name
+                for k, a in enumerate(arrays):
+                    f[f"layers/{group}/vars/{k}"] = a
+    want = (lstm(X, KERNEL, RECURRENT)[:, -1] @ dense).astype(np.float32)
+    for k in (1, 2):
+        imported = ost.from_keras(path, config=made(k))
+        assert list(imported) == [f"lstm_{k}", f"d_{k}"]
+        assert_close(imported.model()(X)[0], want, scale=2)
+    with pytest.raises(ValueError, match=r"lstm_2: expected the weights of units=5, got"):
+        ost.from_keras(path, config=made(2, 5))
+    short = made(2)
+    short["config"]["layers"].pop()
+    with pytest.raises(ValueError, match=r"expected"):
+        ost.from_keras(path, config=short)
+
+
+def test_arguments(tmp_path: Path) -> None:
+    path = legacy(tmp_path / "a.h5", {"r": [drawn(D, H), drawn(H, H)]})
+    with pytest.raises(TypeError, match=r"verify: expected True or False, got 'yes'"):
+        ost.from_keras(path, verify="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"path: expected a path .*, got NoneType"):
+        ost.to_keras(nn.LSTM(D, H), None)  # type: ignore[arg-type]
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 WRITTEN: dict[str, Any] = {

@@ -731,6 +731,22 @@ else:
         with pytest.raises(TypeError, match=r"model: expected a keras\.Model or layer, got int"):
             ok.replace(3)
 
+    def test_loops_over_cells_are_kept() -> None:
+        cells = [keras.layers.GRUCell(3), keras.layers.GRUCell(3)]
+        layers = [
+            keras.layers.RNN(keras.layers.LSTMCell(4), return_sequences=True, name="one"),
+            keras.layers.Bidirectional(
+                keras.layers.RNN(cells[:1], return_sequences=True, name="two"), name="both"
+            ),
+            keras.layers.LSTM(3, return_sequences=True, name="lstm"),
+            keras.layers.RNN(keras.layers.StackedRNNCells(cells), name="three"),
+        ]
+        done = ok.replace(keras.Sequential([keras.Input((7, 3)), *layers]))
+        assert list(done.replaced) == ["lstm"]
+        assert set(done.kept) == {"one", "forward_two", "backward_two", "three"}
+        assert done.kept["one"].startswith("a loop over LSTMCell; the kernels have LSTM, ")
+        assert "StackedRNNCells" in done.kept["three"]
+
     def test_a_model_of_ones_own_class_is_replaced() -> None:
         class Net(keras.Model):
             def __init__(self) -> None:

@@ -15,8 +15,9 @@ from .._check import Array
 from ._imported import Entry, Imported, shapes
 
 _HEAD = re.compile(rb"#(Parameter|LookupParameter)# (\S{1,200}) \{([0-9,]{1,80})\} (\d{1,12}) ")
-_BUILDER = re.compile(r"(.*?)/?(vanilla-lstm-builder(?:_(\d+))?)/_(\d+)")
-
+_BUILDER = re.compile(r"(?:(.*)/)?(vanilla-lstm-builder(?:_(\d+))?)/_(\d+)")
+_OTHER = re.compile(r"(?:.*/)?((?:[\w-]*lstm|gru|simple-rnn)-builder)(?:_\d+)?/[^/]*")
+_BIRNN = re.compile(r"(?:.*/)?birnn(_\d+)?")
 
 _PART = 1 << 16  # bytes
 
@@ -128,8 +129,10 @@ def from_dynet(path: str | os.PathLike[str], *, batch_first: bool = False) -> Im
 
     Raises:
         OSError: the file cannot be read.
+        TypeError: path is no path, or batch_first is neither True nor False.
         ValueError: it is damaged, or holds parameters of another kind, which the message names.
     """
+    batch_first = _check.flag("batch_first", batch_first)
     with _files.open_regular(path) as f:
         try:
             arrays = _arrays(f)
@@ -144,27 +147,43 @@ def from_dynet(path: str | os.PathLike[str], *, batch_first: bool = False) -> Im
         layers[name] = layer
         entries.append(Entry(name, kind, shapes(found), repr(layer)))
 
-    groups: dict[str, dict[str, list[Array]]] = {}
+    # By the layer and the numbers of its builder and of the parameter; files have any order.
+    groups: dict[str, dict[int, dict[int, Array]]] = {}
     rest: list[tuple[str, str, Array]] = []
     for name, (kind, a) in arrays.items():
         match = _BUILDER.fullmatch(name)
         if match is None:
+            other = _OTHER.fullmatch(name)
+            if other is not None:
+                raise ValueError(f"{name}: expected a vanilla-lstm-builder, got a {other[1]}")
             rest.append((name, kind, a))
             continue
-        birnn = re.search(r"(^|/)birnn(_\d+)?$", match[1]) is not None
-        key = match[1] if birnn else f"{match[1]}/{match[2]}"
-        groups.setdefault(key, {}).setdefault(match[2], []).append(a)
+        root = match[1] or ""
+        key = root if _BIRNN.fullmatch(root) else f"{root}/{match[2]}"
+        groups.setdefault(key, {}).setdefault(int(match[3] or 0), {})[int(match[4])] = a
     for key, found in groups.items():
-        parts = [list(p) for p in found.values()]
-        builders = [p[k : k + 3] for p in parts for k in range(0, len(p), 3)]
-        both = re.search(r"(^|/)birnn(_\d+)?$", key) is not None
+        both = _BIRNN.fullmatch(key) is not None
+        parts = [[own[k] for k in sorted(own)] for _, own in sorted(found.items())]
         flat = {f"_{k}": a for k, a in enumerate(a for p in parts for a in p)}
         try:
+            _refuse_missing(found, both)
+            builders = [p[k : k + 3] for p in parts for k in range(0, len(p), 3)]
             add(key, "LSTM", flat, _lstm(builders, both, batch_first))
         except (KeyError, ValueError, IndexError, TypeError) as e:
             raise ValueError(f"{key}: expected an LSTM, got {shapes(flat)} ({e})") from None
     _others(rest, add)
     return Imported("DyNet", layers, entries, None, "their order is not in the file")
+
+
+def _refuse_missing(found: dict[int, dict[int, Array]], both: bool) -> None:
+    """Refuse builders whose parameters, or the pairs of two directions, are not all there."""
+    for own in found.values():
+        if sorted(own) != list(range(len(own))) or len(own) % 3:
+            raise ValueError(f"parameters _{', _'.join(map(str, sorted(own)))} of a builder")
+    if both and (sorted(found) != list(range(len(found))) or len(found) % 2):
+        raise ValueError(f"builders {', '.join(map(str, sorted(found)))}, not two for each layer")
+    if both and any(len(own) != 3 for own in found.values()):
+        raise ValueError("a builder of several layers in one direction")
 
 
 def _others(rest: list[tuple[str, str, Array]], add: Any) -> None:

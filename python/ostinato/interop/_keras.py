@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .._annotations import readable
 from .._check import Array
 from .._functions import Function
 from ._imported import Entry, Imported, chain_of, common, compare, require
-from ._keras_file import Content, Part, read_keras, snake
+from ._keras_file import WITHOUT_WEIGHTS, Content, Part, Read, own_class, read_keras, snake
 from ._layers import LastState
 
 _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
@@ -30,11 +30,43 @@ _PLAIN_KINDS = {
     "conv1_d": "Conv1D",
     "conv1d": "Conv1D",
 }
-_NOTHING = ("InputLayer", "Masking", "SpatialDropout1D", "ActivityRegularization", "GaussianNoise")
 # Activations of recurrent layers that have our names, and those with the alpha of Keras.
 _SAME = ("tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential")
 _WITH_ALPHA = {"elu": 1.0, "leaky_relu": 0.2}
 _LIMIT = 1e-5
+# The options of classes that change numbers, with the only value that there is here; None is as
+# good. Those of recurrent layers are below "".
+_USUAL: dict[str, dict[str, Any]] = {
+    "": {"time_major": False},
+    "Conv1D": {"data_format": "channels_last", "groups": 1},
+    "GlobalAveragePooling1D": {"data_format": "channels_last", "keepdims": False},
+    "GlobalMaxPooling1D": {"data_format": "channels_last", "keepdims": False},
+    "LayerNormalization": {"rms_scaling": False},
+    "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0},
+}
+# The options in which the directions of a Bidirectional may not differ, with their defaults.
+_BOTH = {
+    "units": None,
+    "output_dim": None,
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "inner_activation": None,
+    "use_bias": True,
+    "reset_after": True,
+    "return_sequences": False,
+    "time_major": False,
+    "zero_output_for_mask": False,
+}
+# What a configuration calls the sizes of arrays, by the class.
+_SIZES: dict[str, Callable[[Any], dict[str, int]]] = {
+    "Dense": lambda layer: {"units": layer.out_features},
+    "TimeDistributed": lambda layer: {"units": layer.out_features},
+    "Embedding": lambda layer: {
+        "input_dim": layer.num_embeddings,
+        "output_dim": layer.embedding_dim,
+    },
+    "Conv1D": lambda layer: {"filters": layer.out_channels, "kernel_size": layer.kernel_size},
+}
 
 
 class _Maker:
@@ -42,20 +74,29 @@ class _Maker:
 
     Args:
         content: of the file.
+        reads: which outputs of each layer are read, by its name.
         recurrent_activation: what the caller says where the file does not; None: nothing.
         reset_after: the same, of GRUs without biases.
     """
 
     def __init__(
-        self, content: Content, recurrent_activation: str | None, reset_after: bool | None
+        self,
+        content: Content,
+        reads: Mapping[str, set[int]],
+        recurrent_activation: str | None,
+        reset_after: bool | None,
     ) -> None:
-        self.content, self.reset_after = content, reset_after
+        self.content, self.reads, self.reset_after = content, reads, reset_after
         self.recurrent_activation = recurrent_activation
         self.layers: dict[str, nn.Layer] = {}
         self.entries: list[Entry] = []
         self.notes: list[str] = []
         self.skipped: list[str] = []
         self.chain: list[tuple[str, Any, bool]] = []  # the last: whether its final state alone
+        self.finals: set[str] = (
+            set()
+        )  # of which the second output, h, is read in place of the first
+        self.ranks: dict[str, int] = {}  # of outputs, where they are known
 
     def skip(self, part: Part) -> None:
         """Leave a part out."""
@@ -64,6 +105,8 @@ class _Maker:
 
     def add(self, part: Part) -> None:
         """Make the layers of a part."""
+        if part.refused:
+            raise ValueError(f"{part.name}: {part.refused}")
         if part.config is None and not any(part.weights):  # in a file of weights alone
             self.entries.append(Entry(part.name, "", "no weights", "nothing"))
             return
@@ -74,20 +117,22 @@ class _Maker:
         config = dict(part.config or {})
         if kind == "TimeDistributed" or (kind == "Bidirectional" and config):
             kind, config = self._wrapped(part, kind, config)
+        rank = self._rank(part)
         if kind in ("LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU"):
             self._recurrent(part, kind, config)
         elif kind == "Bidirectional":
             self._recurrent(part, self._guessed(part), config)
         else:
             make = _MAKERS.get(kind)
-            if make is None and kind not in _NOTHING:
+            if make is None and kind not in WITHOUT_WEIGHTS:
                 raise ValueError(
                     f"{part.name}: expected a layer of Keras that is one of "
                     f"{', '.join([*_GATES, 'Bidirectional', *_MAKERS])}, got a {kind or 'layer'} "
                     f"with weights {found or 'of none'}"
                 )
             if make is not None:
-                self._plain(part, make, config)
+                self._plain(part, kind, make, config, rank)
+        self._follow(part, kind, config, rank)
         became = ", ".join(
             f"{layer!r}{', its last state' if last else ''}"
             for _, layer, last in self.chain[before:]
@@ -96,6 +141,25 @@ class _Maker:
         self.entries.append(Entry(part.name, label, found, became or "nothing"))
         if kind == "Masking" or config.get("mask_zero"):
             self.notes.append(f"{part.name} masks steps: give lengths= or mask= to a call.")
+
+    def _rank(self, part: Part) -> int | None:
+        """Return the number of axes of what a part reads, None where it is not known."""
+        config = part.config or {}
+        if part.inbound:
+            return self.ranks.get(part.inbound[0].name)
+        shape = config.get("batch_shape", config.get("batch_input_shape"))
+        return len(shape) if isinstance(shape, (list, tuple)) else None
+
+    def _follow(self, part: Part, kind: str, config: dict[str, Any], rank: int | None) -> None:
+        """Note the number of axes of what a part gives."""
+        if kind in ("GlobalAveragePooling1D", "GlobalMaxPooling1D"):
+            rank = 2
+        elif kind == "Embedding":
+            rank = None if rank is None else rank + 1
+        elif self.chain and self.chain[-1][0] == part.name and kind.removeprefix("CuDNN") in _GATES:
+            rank = 2 if self.chain[-1][2] else 3
+        if rank is not None:
+            self.ranks[part.name] = rank
 
     def _wrapped(self, part: Part, kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the class and configuration of the layer within a wrapper."""
@@ -108,13 +172,20 @@ class _Maker:
             raise ValueError(
                 f"{part.name}: expected merge_mode 'concat', got {config['merge_mode']!r:.80}"
             )
-        name = str(inner.get("class_name"))
+        name = str(inner.get("class_name")).removeprefix("ostinato>")
         allowed = ("Dense",) if kind == "TimeDistributed" else (*_GATES, "CuDNNLSTM", "CuDNNGRU")
         if name not in allowed:
             raise ValueError(f"{part.name}: expected a {kind} of {', '.join(allowed)}, got {name}")
+        if other := own_class(inner):
+            raise ValueError(
+                f"{part.name}: expected a {kind} of a layer of Keras, got a class of your own, "
+                f"{other!r:.80}"
+            )
         own = dict(inner["config"])
         if kind == "Bidirectional" and own.get("go_backwards"):
             raise ValueError(f"{part.name}: expected a forward layer that goes forward")
+        if kind == "Bidirectional" and config.get("backward_layer") is not None:
+            _refuse_unlike(part.name, name, own, config["backward_layer"])
         return name, own
 
     def _guessed(self, part: Part) -> str:
@@ -135,11 +206,20 @@ class _Maker:
 
     def _recurrent(self, part: Part, kind: str, config: dict[str, Any]) -> None:
         kind = kind.removeprefix("CuDNN")
+        both = len(part.weights) == 2
+        if part.config is not None and both != (part.kind == "Bidirectional"):
+            raise ValueError(
+                f"{part.name}: expected the weights of a {part.kind}, got those of "
+                f"{'two directions' if both else 'one direction'}"
+            )
+        _refuse_options(part.name, "", config)
         directions = [_plain_weights(part.name, kind, list(w)) for w in part.weights]
         cudnn = all(w[-1].ndim == 1 and w[-1].size == 2 * w[1].shape[1] for w in part.weights)
         cudnn = cudnn and kind != "SimpleRNN"
         options = self._options(part.name, kind, config, directions, cudnn)
         first = directions[0]
+        has = {"units": first[1].shape[0], "use_bias": len(first) == 3}
+        _refuse_other_sizes(part.name, config, {**has, "output_dim": has["units"]})
         layer = getattr(nn, "RNN" if kind == "SimpleRNN" else kind)(
             first[0].shape[0],
             first[1].shape[0],
@@ -158,6 +238,9 @@ class _Maker:
             raise ValueError(f"{part.name}: {e.args[0]}") from None
         self.layers[part.name] = layer
         last = bool(part.config) and not config.get("return_sequences", False)
+        if not both and config.get("return_state") and self.reads.get(part.name) == {1}:
+            self.finals.add(part.name)
+            last = True
         self.chain.append((part.name, layer, last))
 
     def _options(
@@ -235,8 +318,15 @@ class _Maker:
     # -- others ------------------------------------------------------------------------------------
 
     def _plain(
-        self, part: Part, make: Callable[[list[Array], dict[str, Any]], Any], config: dict[str, Any]
+        self,
+        part: Part,
+        kind: str,
+        make: Callable[[list[Array], dict[str, Any]], Any],
+        config: dict[str, Any],
+        rank: int | None,
     ) -> None:
+        _refuse_options(part.name, kind, config)
+        _refuse_axis(part.name, kind, config, rank)
         try:
             layer = make(part.weights[0], config)
         except (IndexError, KeyError, ValueError, TypeError) as e:
@@ -245,6 +335,8 @@ class _Maker:
                 f"{[a.shape for a in part.weights[0]]} ({e})"
             ) from None
         name = part.name
+        if kind in _SIZES:
+            _refuse_other_sizes(name, config, _SIZES[kind](layer))
         if layer is not None:
             self.layers[name] = layer
             self.chain.append((name, layer, False))
@@ -255,6 +347,58 @@ class _Maker:
             follow = _activation(name, activation, dtype)
             self.layers[f"{name}_activation"] = follow
             self.chain.append((f"{name}_activation", follow, False))
+
+
+def _refuse_options(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Refuse by name what our layers do not have."""
+    for option, usual in _USUAL.get(kind, {}).items():
+        value = config.get(option)
+        if value is not None and _single(value) != usual:
+            raise ValueError(f"{name}: expected {option}={usual!r}, got {value!r:.80}")
+
+
+def _single(value: Any) -> Any:
+    """Return the only element of a list, and anything else as it is."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+def _refuse_axis(name: str, kind: str, config: Mapping[str, Any], rank: int | None) -> None:
+    """Refuse an axis that is not the last one."""
+    if kind not in ("LayerNormalization", "Softmax") or config.get("axis") is None:
+        return
+    axis = _single(config["axis"])
+    if axis not in (-1, 2 if rank is None else rank - 1):
+        raise ValueError(f"{name}: expected axis=-1, the last one, got {config['axis']!r:.80}")
+
+
+def _refuse_other_sizes(name: str, config: Mapping[str, Any], has: Mapping[str, int]) -> None:
+    """Refuse arrays that are not of the sizes of the configuration."""
+    for option, size in has.items():
+        value = _single(config.get(option))
+        if value is not None and value != size:
+            raise ValueError(
+                f"{name}: expected the weights of {option}={value!r:.80}, got those of "
+                f"{option}={size}"
+            )
+
+
+def _refuse_unlike(name: str, kind: str, forward: Mapping[str, Any], entry: Any) -> None:
+    """Refuse a backward layer that is not the forward one run from the end."""
+    backward = entry.get("config") if isinstance(entry, Mapping) else None
+    if not isinstance(backward, Mapping):
+        raise ValueError(f"{name}: expected a backward_layer with a configuration, got none")
+    other = own_class(entry) or str(entry.get("class_name")).removeprefix("ostinato>")
+    if other != kind:
+        raise ValueError(f"{name}: expected a backward_layer that is a {kind}, got {other!r:.80}")
+    if not backward.get("go_backwards"):
+        raise ValueError(f"{name}: expected a backward_layer with go_backwards=True")
+    for option, usual in _BOTH.items():
+        want, got = forward.get(option, usual), backward.get(option, usual)
+        if want != got:
+            raise ValueError(
+                f"{name}: expected a backward_layer with the {option}={want!r:.80} of the forward "
+                f"one, got {got!r:.80}"
+            )
 
 
 def _at_least(version: str, wanted: tuple[int, int]) -> bool:
@@ -344,35 +488,47 @@ def _loaded(layer: nn.Layer, arrays: Mapping[str, Array]) -> nn.Layer:
     return layer
 
 
+def _refuse_other_count(w: list[Array], config: dict[str, Any]) -> None:
+    """Refuse arrays that are not a kernel and the bias of the configuration."""
+    bias = config.get("use_bias", config.get("bias"))
+    if len(w) not in ((1, 2) if bias is None else (1 + bool(bias),)):
+        raise ValueError("a kernel and a bias" if bias else "a kernel alone")
+
+
 def _dense(w: list[Array], config: dict[str, Any]) -> nn.Layer:
     inputs, out = w[0].shape
+    _refuse_other_count(w, config)
     arrays = {"weight": w[0].T, **({"bias": w[1]} if len(w) == 2 else {})}
     return _loaded(nn.Linear(inputs, out, len(w) == 2, dtype=common(arrays)), arrays)
 
 
 def _embedding(w: list[Array], config: dict[str, Any]) -> nn.Layer:
+    if len(w) != 1:
+        raise ValueError("one table")
     return _loaded(nn.Embedding(*w[0].shape, dtype=w[0].dtype), {"weight": w[0]})
 
 
 def _norm(w: list[Array], config: dict[str, Any]) -> nn.Layer:
-    axis = config.get("axis", -1)
-    if (axis if isinstance(axis, int) else axis[0]) not in (-1, 2) or w[0].ndim != 1:
-        raise ValueError(f"an axis of {axis}")
-    scale, center = config.get("scale", True), config.get("center", True)
+    scale, center = bool(config.get("scale", True)), bool(config.get("center", True))
+    if not (scale or center):
+        raise ValueError("scale=False with center=False, whose size is not in the file")
+    if len(w) != scale + center:
+        raise ValueError(f"scale={scale} and center={center}")
+    if w[0].ndim != 1:
+        raise ValueError("more than one axis")
     weight = w[0] if scale else np.ones_like(w[0])
-    bias = w[-1] if center and (len(w) == 2 or not scale) else np.zeros_like(w[0])
+    bias = w[-1] if center else np.zeros_like(w[0])
     layer = nn.LayerNorm(w[0].size, eps=float(config.get("epsilon", 1e-3)), dtype=w[0].dtype)
     return _loaded(layer, {"weight": weight, "bias": bias})
 
 
 def _convolution(w: list[Array], config: dict[str, Any]) -> nn.Layer:
     size, inputs, out = w[0].shape
+    _refuse_other_count(w, config)
 
     def one(value: Any) -> int:
         return int(value if isinstance(value, int) else value[0])
 
-    if one(config.get("groups", 1)) != 1:
-        raise ValueError("groups")
     layer = nn.Conv1d(
         inputs,
         out,
@@ -429,7 +585,8 @@ def from_keras(
     activations, ``go_backwards``, other merge modes) is an error that names it. ``hard_sigmoid`` is
     ``clip(0.2 x + 0.5, 0, 1)`` in files of Keras 1 and 2, and ``clip(x / 6 + 0.5, 0, 1)`` since.
     `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
-    ``return_sequences=False`` is a `LastState` in it. Layers have ``batch_first=True``.
+    ``return_sequences=False`` is a `LastState` in it, and so is the second output of
+    ``return_state=True``. Layers have ``batch_first=True``.
 
     >>> import pathlib, tempfile
     >>> import ostinato as ost
@@ -472,8 +629,12 @@ def from_keras(
     patterns = _check.patterns("skip", skip)
     if reset_after is not None:
         reset_after = _check.flag("reset_after", reset_after)
+    verify = _check.flag("verify", verify)
     content = read_keras(path, config)
-    maker = _Maker(content, recurrent_activation, reset_after)
+    reads: dict[str, set[int]] = {}
+    for read in _all_reads(content):
+        reads.setdefault(read.name, set()).add(read.output)
+    maker = _Maker(content, reads, recurrent_activation, reset_after)
     for k, part in enumerate(content.parts):
         if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in patterns):
             maker.skip(part)
@@ -502,16 +663,37 @@ def _assembly(content: Content, maker: _Maker) -> Callable[[], nn.Layer] | str:
         return f"the layer {maker.skipped[0]!r} is left out"
     before: list[str] = []
     for p in content.parts:
-        if p.inbound and p.inbound != before:
+        if p.inbound and [r.name for r in p.inbound] != before:
             return f"the layer {p.name!r} reads another one than that before it"
         if not p.inbound and before:
             return f"the layer {p.name!r} reads no other one"
+        if p.given:
+            return f"the layer {p.name!r} is called with {p.given[0]:.80}"
         before = [p.name]
+    outputs = content.outputs
+    if outputs is not None and len(outputs) != 1:
+        names = _check.some(list(dict.fromkeys(r.name for r in outputs)), plain=True)
+        return f"the model has several outputs, of {names}" if outputs else "there is no output"
+    if outputs and [outputs[0].name] != before:
+        return f"the layer {outputs[0].name!r} gives the output, and others follow it"
+    for read in _all_reads(content):
+        if read.output != (read.name in maker.finals):
+            return (
+                f"output {read.output} of the layer {read.name!r} is read, a state that no layer "
+                "gives alone"
+            )
 
     def assemble() -> nn.Layer:
         return chain_of({_plain_name(n): LastState(m) if last else m for n, m, last in maker.chain})
 
     return assemble
+
+
+def _all_reads(content: Content) -> Iterator[Read]:
+    """Yield what the layers of a file read, and what the model gives."""
+    for part in content.parts:
+        yield from part.inbound or ()
+    yield from content.outputs or ()
 
 
 def _plain_name(name: str) -> str:
@@ -533,7 +715,11 @@ def _verify(path: str | os.PathLike[str], config: Any, model: nn.Layer) -> None:
     leaf: Any = next(iter(model._children().values())) if model._children() else model
     if isinstance(leaf, nn.Embedding):
         x = rng.integers(1, leaf.num_embeddings, (3, *shape))  # 0 may be masked
-    want = np.asarray(keras.ops.convert_to_numpy(theirs(x)))
+    outputs = theirs(x)
+    if isinstance(outputs, Mapping):  # of one output, as a list of it
+        outputs = list(outputs.values())
+    outputs = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    want = np.asarray(keras.ops.convert_to_numpy(outputs))
     y = model(x)
     compare("Keras", y[0] if model.stateful else y, want, _LIMIT)
 

@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +22,31 @@ _DEEPEST = 30
 _HEAP = b"GCOL\x01\x00\x00\x00"
 _CHUNK = 1 << 20  # bytes that are searched at a time
 _HEAD = b"\x89HDF\r\n\x1a\n"
+# Classes of Keras that hold no arrays.
+WITHOUT_WEIGHTS = (
+    "InputLayer",
+    "Masking",
+    "SpatialDropout1D",
+    "ActivityRegularization",
+    "GaussianNoise",
+    "Dropout",
+    "Activation",
+    "ReLU",
+    "Softmax",
+    "GlobalAveragePooling1D",
+    "GlobalMaxPooling1D",
+)
 
 
 class Damaged(Exception):
     """Report what is wrong with a file."""
+
+
+class Read(NamedTuple):
+    """An output of a layer that another one reads, or that the model gives."""
+
+    name: str
+    output: int = 0  # of a layer that gives several
 
 
 class Part(NamedTuple):
@@ -35,7 +56,9 @@ class Part(NamedTuple):
     kind: str  # the name of its class, "" where the file does not say
     config: dict[str, Any] | None
     weights: list[list[Array]]  # of each direction, in Keras' order
-    inbound: list[str] | None  # the layers that it reads, None where the file does not say
+    inbound: list[Read] | None  # what it reads, None where the file does not say
+    given: list[str]  # the names of further arguments that it is called with
+    refused: str  # why there is no such layer here, "" for one that there may be
 
 
 class Content(NamedTuple):
@@ -44,6 +67,7 @@ class Content(NamedTuple):
     parts: list[Part]
     version: str  # of Keras, "" where the file does not say
     legacy: bool  # in the form of Keras 1 and 2
+    outputs: list[Read] | None = None  # of a Functional, None where the file does not say
 
 
 def snake(name: str) -> str:
@@ -132,7 +156,12 @@ class _Reader:
         """Return a dataset as an array of real numbers."""
         if not isinstance(dataset, self.h5py.Dataset):
             raise Damaged("a group where an array is due")
-        plain = dataset.dtype.kind == "f" and dataset.chunks is None and not dataset.external
+        if dataset.dtype.kind != "f":
+            raise Damaged(
+                f"an array {dataset.name!r:.80} of dtype {str(dataset.dtype)!r:.80} that is not "
+                "stored as plain numbers"
+            )
+        plain = dataset.chunks is None and not dataset.external
         if not plain or dataset.is_virtual or dataset.id.get_storage_size() != dataset.nbytes:
             raise Damaged(f"an array {dataset.name!r:.80} that is not stored as plain numbers")
         if dataset.nbytes > self.size:
@@ -170,20 +199,93 @@ def _chunked(attributes: Any, name: str) -> list[str]:
 # -- configurations --------------------------------------------------------------------------------
 
 
-def _inbound(value: Any, depth: int = 0) -> list[str]:
-    """Return the names of the layers among inbound nodes, of Keras 3 or of an earlier one."""
+def _reads(value: Any, depth: int = 0) -> list[Read]:
+    """Return what is read among inbound nodes, of Keras 3 or of an earlier one."""
     if depth > _DEEPEST:
         raise Damaged("a configuration too deep")
     if isinstance(value, Mapping):
         history = value.get("keras_history")
-        if isinstance(history, list) and history:
-            return [str(history[0])]
-        return [n for v in value.values() for n in _inbound(v, depth + 1)]
-    if isinstance(value, list):
+        if isinstance(history, (list, tuple)) and history:
+            return [_read(history)]
+        return [n for v in value.values() for n in _reads(v, depth + 1)]
+    if isinstance(value, (list, tuple)):
         if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
-            return [value[0]]
-        return [n for v in value for n in _inbound(v, depth + 1)]
+            return [_read(value), *_reads(value[3:], depth + 1)]
+        return [n for v in value for n in _reads(v, depth + 1)]
     return []
+
+
+def _read(history: Sequence[Any]) -> Read:
+    """Return what ``[name of the layer, number of its call, number of the output]`` stands for."""
+    output = history[2] if len(history) > 2 else 0
+    if not isinstance(output, int):
+        raise Damaged("an output of a layer without a number")
+    return Read(str(history[0]), output)
+
+
+def _given(nodes: Any) -> list[str]:
+    """Return the names of arguments beside what is read that a layer is called with."""
+    out: list[str] = []
+    for node in nodes if isinstance(nodes, (list, tuple)) else ():
+        if isinstance(node, Mapping):
+            groups = [node.get("kwargs")]
+            args = node.get("args")
+            more = args[1:] if isinstance(args, (list, tuple)) else ()
+            out += ["a second argument"] if any(a is not None for a in more) else []
+        else:
+            calls = node if isinstance(node, (list, tuple)) else ()
+            groups = [c[3] for c in calls if isinstance(c, (list, tuple)) and len(c) > 3]
+        for options in groups:
+            if isinstance(options, Mapping):
+                out += [f"{n}=" for n, v in options.items() if v is not None and v is not False]
+    return out
+
+
+def _dtype(config: Mapping[str, Any], depth: int = 0) -> str:
+    """Return a dtype that arrays of our layers cannot stand for, "" for others."""
+    policy = config.get("dtype")
+    inner = policy.get("config") if isinstance(policy, Mapping) else None
+    if isinstance(inner, Mapping):
+        mode, source = inner.get("mode"), inner.get("source_name")
+        policy = inner.get("name") if mode is None else f"{mode}_from_{source}"
+    if isinstance(policy, str) and (policy == "bfloat16" or "_from_" in policy):
+        return policy
+    for name in ("layer", "backward_layer"):
+        own = config.get(name)
+        own = own.get("config") if isinstance(own, Mapping) else None
+        if depth < _DEEPEST and isinstance(own, Mapping) and (found := _dtype(own, depth + 1)):
+            return found
+    return ""
+
+
+def own_class(entry: Mapping[str, Any]) -> str:
+    """Return the name of a class that only looks like one of Keras, "" for Keras' own.
+
+    The layers of `ostinato.interop.keras` count among the latter, which give the same numbers.
+    """
+    registered, module = entry.get("registered_name"), entry.get("module")
+    root = module.partition(".")[0] if isinstance(module, str) else ""
+    ours = root in ("keras", "tf_keras", "tensorflow", "ostinato")
+    if isinstance(registered, str) and registered:
+        package, found, _ = registered.partition(">")
+        ours = package in ("keras", "ostinato") if found else ours
+        return "" if ours else registered
+    return "" if ours or not root else f"{module}.{entry.get('class_name')}"
+
+
+def _refused(entry: Mapping[str, Any], kind: str, config: Mapping[str, Any]) -> str:
+    """Tell why there is no layer here of an entry of a configuration."""
+    if own := own_class(entry):
+        return (
+            f"expected a layer of Keras, got a class of your own, {own!r:.80}; skip= leaves it out"
+        )
+    dtype = "" if kind == "InputLayer" else _dtype(config)
+    if dtype:
+        return (
+            f"expected dtype float32, float64 or float16, got {dtype!r:.80}; save the model with "
+            "one of those"
+        )
+    return ""
 
 
 class Described(NamedTuple):
@@ -191,12 +293,25 @@ class Described(NamedTuple):
 
     name: str
     kind: str
-    config: dict[str, Any]
-    inbound: list[str] | None
+    config: dict[str, Any] | None
+    inbound: list[Read] | None
+    given: list[str]
+    refused: str
+
+    def part(self, weights: list[list[Array]]) -> Part:
+        """Return the layer with its weights."""
+        return Part(*self[:3], weights, *self[3:])
 
 
-def described(config: Any) -> list[Described]:
-    """Return the layers of the configuration of a model, in order."""
+class Model(NamedTuple):
+    """A model of a configuration."""
+
+    layers: list[Described]  # in order
+    outputs: list[Read] | None
+
+
+def described(config: Any) -> Model:
+    """Return the layers of the configuration of a model, in order, and its outputs."""
     if isinstance(config, (str, bytes)):
         try:
             config = json.loads(config)
@@ -206,46 +321,80 @@ def described(config: Any) -> list[Described]:
         raise Damaged("a configuration without a class")
     kind, inner = config["class_name"], config.get("config")
     layers = inner.get("layers") if isinstance(inner, Mapping) else inner
-    if kind not in ("Sequential", "Functional", "Model") or not isinstance(layers, list):
-        raise Damaged(f"a model that is a {kind!r:.80}, not a Sequential or Functional")
+    other = own_class(config) if ">" in str(config.get("registered_name")) else ""
+    if other or kind not in ("Sequential", "Functional", "Model") or not isinstance(layers, list):
+        raise Damaged(f"a model that is a {other or kind!r:.80}, not a Sequential or Functional")
     out: list[Described] = []
-    before: list[str] = []
+    before: list[Read] = []
     for entry in layers:
         own = entry.get("config") if isinstance(entry, Mapping) else None
         if not isinstance(own, dict) or not isinstance(entry.get("class_name"), str):
             raise Damaged("a layer without a class and a configuration")
         name = str(entry.get("name") or own.get("name") or f"layer_{len(out)}")
-        inbound = before if kind == "Sequential" else _inbound(entry.get("inbound_nodes", []))
-        out.append(Described(name, entry["class_name"], own, inbound))
-        before = [name]
-    return out
+        nodes = entry.get("inbound_nodes", [])
+        chained = kind == "Sequential"
+        inbound, given = (before, []) if chained else (_reads(nodes), _given(nodes))
+        of = entry["class_name"].removeprefix("ostinato>")  # as .h5 has those of ours
+        out.append(Described(name, of, own, inbound, given, _refused(entry, of, own)))
+        before = [Read(name)]
+    outputs = inner.get("output_layers") if isinstance(inner, Mapping) else None
+    if kind != "Sequential":
+        return Model(out, None if outputs is None else _reads(outputs))
+    last = out[-1] if out else None
+    several = last is not None and last.config is not None and last.config.get("return_state")
+    return Model(out, [Read(out[-1].name, k) for k in range(2)] if several else None)
 
 
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def _legacy(reader: _Reader, group: Any, known: list[Described] | None) -> list[Part]:
-    """Return the layers of the form of Keras 1 and 2."""
+def _in_order(
+    reader: _Reader, group: Any, names: list[str], known: list[Described]
+) -> dict[str, Described]:
+    """Return the layers of a model made again by the names of a file, {} where they do not fit.
+
+    A layer that has no name of its own has another one in each model of a process.
+    """
+    arrays = {n: reader.child(group, n) for n in names}
+    filled = [n for n, g in arrays.items() if g is None or _chunked(g.attrs, "weight_names")]
+    own = [d for d in known if d.kind not in WITHOUT_WEIGHTS]
+    if len(filled) != len(own) or {d.name for d in known}.issuperset(filled):
+        return {}
+    return dict(zip(filled, own))
+
+
+def _legacy(reader: _Reader, group: Any, known: list[Described] | None, again: bool) -> list[Part]:
+    """Return the layers of the form of Keras 1 and 2.
+
+    Args:
+        reader: of the file.
+        group: that of the layers.
+        known: the layers of the configuration; None: there is none.
+        again: whether the configuration may be that of the same model, made again.
+    """
     names = _chunked(group.attrs, "layer_names")
     by_name = {d.name: d for d in known or ()}
+    if known is not None and again:
+        by_name = _in_order(reader, group, names, known) or by_name
     parts = []
     for name in names:
         own = reader.child(group, name)
         if own is None:
             raise Damaged(f"no weights of the layer {name!r:.80}")
         weights = _chunked(own.attrs, "weight_names")
+        d = by_name.get(name, Described(name, "", {}, None, [], ""))
+        weights = [] if d.refused else weights
         arrays = [reader.array(reader.child(own, w)) for w in weights]
-        d = by_name.get(name, Described(name, "", {}, None))
         both = d.kind == "Bidirectional" or (
             not d.kind and any("backward" in w for w in weights) and len(arrays) % 2 == 0
         )
         half = len(arrays) // 2
         halves = [arrays[:half], arrays[half:]] if both else [arrays]
         kind = d.kind or ("Bidirectional" if both else "")
-        parts.append(Part(name, kind, d.config if d.kind else None, halves, d.inbound))
+        parts.append(d._replace(kind=kind, config=d.config if d.kind else None).part(halves))
     if known is not None:  # in the order of the configuration, with those without weights
         found = {p.name: p for p in parts}
-        parts = [found.get(d.name, Part(d.name, d.kind, d.config, [[]], d.inbound)) for d in known]
+        parts = [found.get(d.name, d.part([[]])) for d in known]
     return parts
 
 
@@ -277,8 +426,8 @@ def _stored_name(reader: _Reader, group: Any) -> str:
     return (_texts(own.attrs.get("name")) or [""])[0] if own is not None else ""
 
 
-def _third(reader: _Reader, file: Any, known: list[Described] | None) -> list[Part]:
-    """Return the layers of the form of Keras 3."""
+def _third(reader: _Reader, file: Any, known: list[Described] | None, again: bool) -> list[Part]:
+    """Return the layers of the form of Keras 3; the arguments are those of `_legacy`."""
     group = next(
         (
             g
@@ -297,30 +446,36 @@ def _third(reader: _Reader, file: Any, known: list[Described] | None) -> list[Pa
             weights = _of_layer(reader, own)
             if weights != [[]]:
                 kind = re.sub(r"_\d+$", "", key)
-                parts.append(Part(name, kind, None, weights, None))
+                parts.append(Part(name, kind, None, weights, None, [], ""))
         return parts
     parts = []
-    for d, key in zip(known, _numbered_key([d.kind for d in known])):
+    renamed = False
+    keys = _numbered_key([d.kind for d in known])
+    for d, key in zip(known, keys):
         own = reader.child(group, key)
-        weights = [[]] if own is None else _of_layer(reader, own)
+        weights = [[]] if own is None or d.refused else _of_layer(reader, own)
         stored = "" if own is None else _stored_name(reader, own)
-        if stored and stored != d.name:
+        if stored and stored != d.name and not again:
             raise Damaged(f"weights of {stored!r:.80} where those of {d.name!r:.80} are due")
-        parts.append(Part(d.name, d.kind, d.config, weights, d.inbound))
+        renamed = renamed or bool(stored and stored != d.name)
+        parts.append(d.part(weights))
+    more = [k for k in group if k not in keys] if renamed else []
+    if more and any(_of_layer(reader, reader.child(group, k)) != [[]] for k in more):
+        raise Damaged(f"weights of {more[0]!r:.80}, which the configuration does not have")
     return parts
 
 
-def _of_h5(h5py: Any, file: Any, size: int, config: Any) -> Content:
+def _of_h5(h5py: Any, file: Any, size: int, config: Any, again: bool) -> Content:
     with h5py.File(file, "r") as f:
         reader = _Reader(h5py, size)
         given = config if config is not None else f.attrs.get("model_config")
-        known = None if given is None else described(given)
+        known, outputs = (None, None) if given is None else described(given)
         version = (_texts(f.attrs.get("keras_version")) or [""])[0]
         group = reader.child(f, "model_weights") if "model_weights" in f else f
         if "layer_names" in group.attrs or "layer_names0" in group.attrs:
             version = version or (_texts(group.attrs.get("keras_version")) or [""])[0]
-            return Content(_legacy(reader, group, known), version, True)
-        return Content(_third(reader, f, known), version, False)
+            return Content(_legacy(reader, group, known, again), version, True, outputs)
+        return Content(_third(reader, f, known, again), version, False, outputs)
 
 
 def _of_zip(h5py: Any, path: Any, size: int) -> Content:
@@ -341,7 +496,7 @@ def _of_zip(h5py: Any, path: Any, size: int) -> Content:
         if "metadata.json" in entries and entries["metadata.json"].file_size < 10_000:
             found = re.search(rb'"keras_version": *"([\w.]+)"', archive.read("metadata.json"))
             version = found[1].decode() if found else ""
-    content = _of_h5(h5py, io.BytesIO(words), len(words), config)
+    content = _of_h5(h5py, io.BytesIO(words), len(words), config, False)
     return content._replace(version=version)
 
 
@@ -366,7 +521,7 @@ def read_keras(path: str | os.PathLike[str], config: Any = None) -> Content:
                 raise Damaged("one that is neither HDF5 nor a zip archive")
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as words:
                 _refuse_bad_heaps(words)
-            return _of_h5(h5py, f, size, config)
+            return _of_h5(h5py, f, size, config, config is not None)
         except (
             Damaged,
             zipfile.BadZipFile,

@@ -51,6 +51,8 @@ def _layers(model: Any) -> list[Any]:
 
 def _why_not(layer: Any) -> str:
     """Tell why a recurrent layer is kept; "" where it can be replaced."""
+    if type(layer) is keras.layers.RNN:
+        return f"a loop over {type(layer.cell).__name__}; the kernels have LSTM, GRU, SimpleRNN"
     if type(layer) not in _KINDS:
         name = f"{type(layer).__module__}.{type(layer).__qualname__}"
         return f"{name} is a class of its own, whose methods may do something else"
@@ -82,7 +84,7 @@ def replace(model: Any) -> Replaced:
 
     The objects stay: only their class changes, so that weights, optimizer, names, shared layers,
     wrappers such as ``Bidirectional``, and models of one's own class go on. Layers that cannot be
-    replaced are kept and named.
+    replaced, such as an ``RNN`` of cells, are kept and named.
 
     >>> import keras
     >>> from ostinato.interop import keras as ok
@@ -104,7 +106,7 @@ def replace(model: Any) -> Replaced:
     replaced: dict[str, Any] = {}
     kept: dict[str, str] = {}
     layers = _layers(model)
-    sought: list[Any] = [one for one in layers if isinstance(one, tuple(_KINDS))]
+    sought: list[Any] = [one for one in layers if isinstance(one, keras.layers.RNN)]
     for layer in [one for one in sought if not isinstance(one, tuple(_BACK))]:
         if reason := _why_not(layer):
             kept[layer.name] = reason

@@ -192,12 +192,13 @@ def to_keras(layer: nn.Layer, path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ImportError: h5py is not installed.
         OSError: the file cannot be written.
-        TypeError: something else than a layer.
+        TypeError: something else than a layer, or than a path.
         ValueError: a layer that Keras does not have, or another ending of the path.
     """
     if not isinstance(layer, nn.Layer):
         raise TypeError(f"layer: expected a layer, got a {type(layer).__name__}")
-    if not os.fspath(path).endswith(".weights.h5"):
+    _files.require_path(path)
+    if not str(os.fspath(path)).endswith(".weights.h5"):
         raise ValueError(f"path: expected a name that ends with '.weights.h5', got {path!r}")
     h5py = require("h5py", "keras", "to_keras")
     groups = list(_groups("", layer))
