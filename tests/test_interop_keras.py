@@ -631,6 +631,39 @@ def test_the_configuration_of_the_model_made_again(tmp_path: Path, old: bool) ->
         ost.from_keras(path, config=short)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("Dropout", {"rate": 0.5}),
+        ("Activation", {"activation": "tanh"}),
+        ("ReLU", {}),
+        ("Softmax", {}),
+        ("GlobalMaxPooling1D", {}),
+    ],
+)
+def test_layers_without_weights_have_the_dtype_of_the_others(
+    tmp_path: Path, kind: str, config: Any
+) -> None:
+    first, last = drawn(D, 4, seed=1).astype(np.float64), drawn(4, 2, seed=2).astype(np.float64)
+    described = sequential(
+        ("Dense", {"name": "a", "use_bias": False}),
+        (kind, {"name": "b", **config}),
+        ("Dense", {"name": "c", "use_bias": False}),
+    )
+    path = legacy(tmp_path / "a.h5", {"a": [first], "b": [], "c": [last]}, described)
+    between = {
+        "Dropout": lambda y: y,
+        "Activation": np.tanh,
+        "ReLU": lambda y: np.maximum(y, 0),
+        "Softmax": lambda y: np.exp(y) / np.exp(y).sum(-1, keepdims=True),
+        "GlobalMaxPooling1D": lambda y: y.max(1),
+    }[kind]
+    x = X.astype(np.float64)
+    y, _ = ost.from_keras(path).model()(x)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, between(x @ first) @ last, rtol=1e-10, atol=1e-12)
+
+
 def test_arguments(tmp_path: Path) -> None:
     path = legacy(tmp_path / "a.h5", {"r": [drawn(D, H), drawn(H, H)]})
     with pytest.raises(TypeError, match=r"verify: expected True or False, got 'yes'"):

@@ -97,6 +97,8 @@ class _Maker:
             set()
         )  # of which the second output, h, is read in place of the first
         self.ranks: dict[str, int] = {}  # of outputs, where they are known
+        arrays = (a for part in content.parts for group in part.weights for a in group)
+        self.dtype = next((a.dtype for a in arrays), np.dtype(np.float32))
 
     def skip(self, part: Part) -> None:
         """Leave a part out."""
@@ -123,15 +125,14 @@ class _Maker:
         elif kind == "Bidirectional":
             self._recurrent(part, self._guessed(part), config)
         else:
-            make = _MAKERS.get(kind)
-            if make is None and kind not in WITHOUT_WEIGHTS:
+            known = [*_GATES, "Bidirectional", *_MAKERS, *_MAKERS_WITHOUT]
+            if kind not in known and kind not in WITHOUT_WEIGHTS:
                 raise ValueError(
-                    f"{part.name}: expected a layer of Keras that is one of "
-                    f"{', '.join([*_GATES, 'Bidirectional', *_MAKERS])}, got a {kind or 'layer'} "
-                    f"with weights {found or 'of none'}"
+                    f"{part.name}: expected a layer of Keras that is one of {', '.join(known)}, "
+                    f"got a {kind or 'layer'} with weights {found or 'of none'}"
                 )
-            if make is not None:
-                self._plain(part, kind, make, config, rank)
+            if kind in known:
+                self._plain(part, kind, config, rank)
         self._follow(part, kind, config, rank)
         became = ", ".join(
             f"{layer!r}{', its last state' if last else ''}"
@@ -321,14 +322,16 @@ class _Maker:
         self,
         part: Part,
         kind: str,
-        make: Callable[[list[Array], dict[str, Any]], Any],
         config: dict[str, Any],
         rank: int | None,
     ) -> None:
         _refuse_options(part.name, kind, config)
         _refuse_axis(part.name, kind, config, rank)
         try:
-            layer = make(part.weights[0], config)
+            if kind in _MAKERS_WITHOUT:
+                layer = _MAKERS_WITHOUT[kind](config, self.dtype)
+            else:
+                layer = _MAKERS[kind](part.weights[0], config)
         except (IndexError, KeyError, ValueError, TypeError) as e:
             raise ValueError(
                 f"{part.name}: expected the weights of a {part.kind or 'layer'}, got "
@@ -343,7 +346,7 @@ class _Maker:
         shared = ("Dense", "TimeDistributed", "Conv1D", "dense", "conv1_d", "conv1d")
         activation = _text(config.get("activation"), "linear")
         if part.kind in shared and activation != "linear":
-            dtype = np.float32 if layer is None else layer.dtype
+            dtype = self.dtype if layer is None else layer.dtype
             follow = _activation(name, activation, dtype)
             self.layers[f"{name}_activation"] = follow
             self.chain.append((f"{name}_activation", follow, False))
@@ -551,16 +554,21 @@ _MAKERS: dict[str, Callable[[list[Array], dict[str, Any]], Any]] = {
     "Dense": _dense,
     "LayerNormalization": _norm,
     "Conv1D": _convolution,
-    "Dropout": lambda w, config: nn.Dropout(float(config.get("rate", config.get("p", 0.5)))),
-    "Activation": lambda w, config: (
+}
+# Those without weights: by their configuration, in the dtype of the others.
+_MAKERS_WITHOUT: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "Dropout": lambda config, dtype: nn.Dropout(
+        float(config.get("rate", config.get("p", 0.5))), dtype=dtype
+    ),
+    "Activation": lambda config, dtype: (
         None
         if _text(config.get("activation"), "linear") == "linear"
-        else _activation("Activation", _text(config["activation"], ""), np.float32)
+        else _activation("Activation", _text(config["activation"], ""), dtype)
     ),
-    "ReLU": lambda w, config: nn.Activation("relu"),
-    "Softmax": lambda w, config: nn.Softmax(),
-    "GlobalAveragePooling1D": lambda w, config: nn.Pool("mean", batch_first=True),
-    "GlobalMaxPooling1D": lambda w, config: nn.Pool("max", batch_first=True),
+    "ReLU": lambda config, dtype: nn.Activation("relu", dtype=dtype),
+    "Softmax": lambda config, dtype: nn.Softmax(dtype=dtype),
+    "GlobalAveragePooling1D": lambda config, dtype: nn.Pool("mean", batch_first=True, dtype=dtype),
+    "GlobalMaxPooling1D": lambda config, dtype: nn.Pool("max", batch_first=True, dtype=dtype),
 }
 
 
