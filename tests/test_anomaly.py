@@ -105,6 +105,9 @@ def test_moving_zscore_and_mean() -> None:
     flat = np.append(np.full(30, 0.1), 0.2)  # whose standard deviation is 1e-17
     assert (moving_zscore(flat, 7) == 0).all()
     assert (moving_zscore(values[:5], 10) == 0).all()
+    large = np.append([1e20], np.ones(9))  # which the sums of later rows do not hold
+    assert (moving_mean(large, 3)[2:] == 1).all()
+    assert moving_mean(values[:0], 3).shape == (0,)
     for width in (1, 4, 5):
         mean = moving_mean(values, width)
         for t in (0, 1, 20, 49):

@@ -111,6 +111,23 @@ def test_a_tone_keeps_its_pitch(rate: int, to: int) -> None:
     assert np.abs(made - wanted)[inner].max() < 2e-4
 
 
+@pytest.mark.parametrize(("rate", "to"), [(16000, 8000), (11025, 8000), (8000, 16000)])
+def test_the_band_of_a_filter(rate: int, to: int) -> None:
+    """What lies above the lower of the two bands is 80 dB down, and so are images of it."""
+    time, edge = np.arange(rate) / rate, min(rate, to) / 2
+    for part in (0.5, 0.84):
+        made = audio.resample(np.sin(2 * np.pi * part * edge * time), rate, to)[200:-200]
+        assert np.sqrt((made**2).mean() * 2) == pytest.approx(1, abs=2e-4)
+    if rate > to:
+        for part in (1.003, 1.02, 1.1):
+            made = audio.resample(np.sin(2 * np.pi * part * edge * time), rate, to)[200:-200]
+            assert np.sqrt((made**2).mean() * 2) < 1e-4
+    else:
+        tone = audio.resample(np.sin(2 * np.pi * 0.84 * edge * time), rate, to)[:16000]
+        power = np.abs(np.fft.rfft(tone * np.blackman(len(tone)))) ** 2
+        assert power[int(edge) :].max() < 1e-8 * power.max()
+
+
 def test_what_the_new_rate_cannot_hold_is_removed() -> None:
     tone = np.sin(2 * np.pi * 6000 * np.arange(16000) / 16000)
     made = audio.resample(tone, 16000, 8000)

@@ -417,9 +417,23 @@ def test_forecasts_of_values_and_of_logarithms_are_averaged() -> None:
     assert [s.log for s in one.smoothers] == [True]  # the values err far more: they are left out
 
 
+def test_a_drift_goes_on_over_missing_rows() -> None:
+    rows = 10.0 * np.arange(1, 9)
+    rows[[3, 7]] = np.nan
+    states = smooth(rows, 1, _smoothing.candidates(1))
+    drift = extend(states, np.array([2, 3, 4, 7]), 2, 1)[:, :, -1]
+    np.testing.assert_allclose(drift, [[40, 50], [50, 60], [60, 70], [90, 100]])
+    late = np.concatenate([[np.nan, np.nan], rows])
+    states = smooth(late, 1, _smoothing.candidates(1))
+    assert np.isfinite(states.level).all()
+    np.testing.assert_allclose(extend(states, np.array([9]), 2, 1)[0, :, -1], [90, 100])
+
+
 def test_bands_of_few_held_out_horizons_are_wider_by_students_factor() -> None:
-    for freedom, quantile in ((3, 1.6377), (5, 1.4759), (10, 1.3722), (100, 1.2901)):
+    for freedom, quantile in ((1, 3.0777), (2, 1.8856), (3, 1.6377), (10, 1.3722), (100, 1.2901)):
         factor = students_factor(0.9, freedom)
-        assert factor == pytest.approx(quantile / 1.2816, rel=5e-3)
-    assert students_factor(0.975, 5) == pytest.approx(2.5706 / 1.9600, rel=5e-3)
+        assert factor == pytest.approx(quantile / 1.2816, rel=1e-4)
+    assert students_factor(0.975, 5) == pytest.approx(2.5706 / 1.9600, rel=1e-4)
+    assert students_factor(0.995, 2) == pytest.approx(9.9248 / 2.5758, rel=1e-4)
+    assert students_factor(0.999, 3) == pytest.approx(10.2145 / 3.0902, rel=1e-4)
     assert students_factor(0.5, 3) == 1.0

@@ -74,6 +74,30 @@ def test_layer_norm() -> None:
     assert layer.parameters().__repr__() == "{weight: float64 [4], bias: float64 [4]}"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(np.float32, 1e19), (np.float32, 5e37), (np.float64, 1e200)]
+)
+def test_layer_norm_of_large_rows(dtype: Any, factor: float) -> None:
+    """Their squares are beyond the dtype, and their variance infinite."""
+    layer = nn.LayerNorm(4, dtype=dtype)
+    rows = np.array([[1, 2, 3, 4], [0, 3, 1, -1]], dtype)
+    large = np.stack([rows[0] * dtype(factor), rows[1]])
+    y, pullback = layer.vjp(large)
+    want, before = layer.vjp(rows)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-5)
+    dy = np.array([[1, 0, 0, 0]] * 2, dtype)
+    dx, small = pullback(dy), before(dy)
+    np.testing.assert_allclose(dx[0] * dtype(factor), small[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dx[1], small[1], rtol=0, atol=1e-6)
+    assert np.isnan(layer(np.array([[np.inf, 1, 2, 3]], dtype))).all()
+
+
+def test_layer_norm_far_from_zero() -> None:
+    x = np.array([[1e6, 1000001, 999999.5, 1000000.25, 1000000.75]], np.float32)
+    exact = nn.LayerNorm(5, dtype=np.float64)(x.astype(np.float64))
+    np.testing.assert_allclose(nn.LayerNorm(5)(x), exact, rtol=0, atol=1e-5)
+
+
 def test_layer_norm_is_that_of_pytorch() -> None:
     torch = pytest.importorskip("torch")
     theirs = torch.nn.LayerNorm(D)

@@ -312,3 +312,36 @@ def test_a_trainer_with_quantiles() -> None:
     low, high = np.moveaxis(trainer.predict(x), -1, 0)
     inside = ((target[..., 0] >= low) & (target[..., 0] <= high)).mean()
     assert 0.7 < inside < 0.9
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (losses.CrossEntropy(), [0, 1]),
+        (losses.CrossEntropy(label_smoothing=0.1, class_weights=[1.0, 2.0]), [0, 1]),
+        (losses.Focal(), [0, 1]),
+        (losses.MSE(), [[0.0, 1.0], [1.0, 0.0]]),
+        (losses.MAE(), [[0.0, 1.0], [1.0, 0.0]]),
+        (losses.Huber(), [[0.0, 1.0], [1.0, 0.0]]),
+        (losses.BinaryCrossEntropy(), [[0.0, 1.0], [1.0, 0.0]]),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_of_weight_0_does_not_count(loss: Any, target: Any, bad: float) -> None:
+    """Whatever it holds, as one that a mask leaves out."""
+    y, target = np.array([[0.5, -1.0], [0.25, 2.0]]), np.array(target)
+    value, dy = loss(y[:1], target[:1])
+    y[1, 0] = bad
+    got, slopes = loss(y, target, weights=np.array([1.0, 0.0]))
+    assert got == pytest.approx(value)
+    np.testing.assert_allclose(slopes, np.concatenate([dy, np.zeros((1, 2))]))
+
+
+def test_a_class_that_cannot_be() -> None:
+    """Focal loss at gamma 0 is cross entropy, also there."""
+    y, target = np.array([[-np.inf, 0.0]]), np.array([0])
+    for loss in (losses.CrossEntropy(), losses.Focal(0.0), losses.Focal(2.0)):
+        value, dy = loss(y, target)
+        assert value == np.inf
+        assert dy.tolist() == [[-1.0, 1.0]]

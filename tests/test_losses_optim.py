@@ -102,6 +102,16 @@ def test_schedules() -> None:
     assert outer.state_dict() == inner.state_dict()
 
 
+def test_clipping_of_squares_beyond_float64() -> None:
+    model = nn.Linear(1, 1, rng=0, dtype=np.float64)
+    model.vjp(np.full((1, 1), 3e200))[1](np.full((1, 1), 1e200))
+    assert optim.global_norm(model) == np.inf  # 3e400
+    model.zero_grad()
+    model.vjp(np.full((1, 1), 0.75))[1](np.full((1, 1), 4e200))  # 3e200 and 4e200
+    assert optim.clip_by_norm(model, 1.0) == pytest.approx(5e200)
+    assert optim.global_norm(model) == pytest.approx(1.0)
+
+
 def test_clipping() -> None:
     model = nn.Sequential(nn.Linear(2, 3, rng=0), nn.Linear(3, 1, rng=0))
     pullback = model.vjp(np.ones((4, 2), np.float32))[1]

@@ -190,6 +190,12 @@ def test_bad_arguments(name: str) -> None:
         call()
 
 
+def test_scores_of_64_bits_are_told_apart() -> None:
+    score = np.array([2**60, 2**60 + 1])
+    assert metrics.average_precision(np.array([0, 1]), score) == 1
+    assert metrics.average_precision(np.array([1, 0]), score) == 0.5
+
+
 def test_average_precision_of_the_worst_scores() -> None:
     """It is above 0, and may be below the share of ones."""
     found = metrics.average_precision(np.array([0, 0, 1, 1]), np.array([4, 3, 2, 1]))

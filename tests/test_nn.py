@@ -200,6 +200,8 @@ def test_initial_values() -> None:
     chrono = nn.LSTM(3, 50).initialize(bias="zeros", chrono=100, rng=0).parameters()["bias_ih_l0"]
     assert np.allclose(chrono[:50], -chrono[50:100])
     assert 0 <= chrono[50:100].min() <= chrono[50:100].max() <= np.log(99)
+    with pytest.raises(ValueError, match="longest: expected at least 2 steps, got 1"):
+        nn.init.chrono(3, 1, np.random.default_rng(0))
     assert nn.GRU(3, 5).initialize(chrono=10).parameters()["bias_ih_l0"][5:10].min() >= 0
     with pytest.raises(ValueError, match="expected a layer with biases"):
         nn.LSTM(3, 5, bias=False).initialize(forget_bias=1.0)

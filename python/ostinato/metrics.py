@@ -359,7 +359,7 @@ def average_precision(target: Array, score: Array) -> float:
         raise ValueError("score: expected numbers, got NaN")
     if not ((target == 0) | (target == 1)).all() or not (target == 1).any():
         raise ValueError("target: expected numbers of 0 and 1, at least one of them 1, got others")
-    order = np.argsort(-score.astype(np.float64), kind="stable")
+    order = np.argsort(score, kind="stable")[::-1]
     positive, falling = (target == 1)[order], score[order]
     ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
     found = positive.cumsum()[ends]

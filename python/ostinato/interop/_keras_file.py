@@ -351,9 +351,9 @@ def described(config: Any) -> Model:
 def _in_order(
     reader: _Reader, group: Any, names: list[str], known: list[Described]
 ) -> dict[str, Described]:
-    """Return the layers of a model made again by the names of a file, {} where they do not fit.
+    """Return the layers of another model of the same layers by the names of a file.
 
-    A layer that has no name of its own has another one in each model of a process.
+    It is empty where they do not fit. A layer that has no name of its own has another one in each model of a process.
     """
     arrays = {n: reader.child(group, n) for n in names}
     filled = [n for n, g in arrays.items() if g is None or _chunked(g.attrs, "weight_names")]
@@ -370,7 +370,7 @@ def _legacy(reader: _Reader, group: Any, known: list[Described] | None, again: b
         reader: of the file.
         group: that of the layers.
         known: the layers of the configuration; None: there is none.
-        again: whether the configuration may be that of the same model, made again.
+        again: whether the configuration may be that of the same model, built anew.
     """
     names = _chunked(group.attrs, "layer_names")
     by_name = {d.name: d for d in known or ()}

@@ -175,7 +175,8 @@ def _focal_terms(log_p: Array, log_rest: Array, gamma: float) -> tuple[Array, Ar
     ratio = np.where(rest > 0, log_p / np.where(rest > 0, rest, 1), -1)
     # 0 log 0 is 0.
     value = np.where(power == 0, 0, -power * log_p)
-    return value, gamma * np.exp(log_p) * power * ratio - power
+    p = np.exp(log_p)
+    return value, gamma * np.where(p == 0, 0, p * ratio) * power - power
 
 
 readable(globals())

@@ -129,6 +129,12 @@ def _numbered(at: Array, y: Array) -> Array:
     return numbers
 
 
+def _counted(classes: Array, rows: Array | None) -> tuple[Array, Array]:
+    """Return which rows count, and the class of each; a row of weight 0 does not."""
+    on = classes >= 0
+    return on if rows is None else on & (rows != 0), np.where(on, classes, 0)
+
+
 class CrossEntropy(_Classes):
     """Softmax cross entropy of logits y ``[...,V]`` and class numbers ``target [...]``, in nats.
 
@@ -184,7 +190,7 @@ class CrossEntropy(_Classes):
         by the sum of all ``v w_t``.
         """
         size, each = y.shape[-1], self._class_weights(y, classes)
-        on, at = classes >= 0, np.where(classes >= 0, classes, 0)
+        on, at = _counted(classes, rows)
         v = on.astype(y.dtype) if rows is None else np.where(on, rows, 0)
         count = _deferred.number((v * each[at]).sum(dtype=np.float64))
         on, at, v, each = (_device.like(a, y) for a in (on, at, v, each))
@@ -240,7 +246,7 @@ class Focal(_Classes):
         self, y: Array, classes: Array, rows: Array | None, gradient: bool
     ) -> tuple[Any, Any, Array | None]:
         each = self._class_weights(y, classes)
-        on, at = classes >= 0, np.where(classes >= 0, classes, 0)
+        on, at = _counted(classes, rows)
         v = each[at] * (on.astype(y.dtype) if rows is None else np.where(on, rows, 0))
         count = _deferred.number(v.sum(dtype=np.float64))
         on, at, v = (_device.like(a, y) for a in (on, at, v))

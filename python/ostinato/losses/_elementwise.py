@@ -86,7 +86,7 @@ class _Elementwise(Loss):
                 counted = full if every is None else np.where(every, full, 0)
                 count = float(counted.sum(dtype=np.float64))
                 w = _device.like(w, y)
-                terms, slopes = terms * w, slopes * w
+                terms, slopes = (np.where(w == 0, 0, a * w) for a in (terms, slopes))
             dy = (slopes / (count or 1)).astype(y.dtype, copy=False) if gradient else None
             total = _deferred.number(terms.sum(dtype=np.float64))
         return total, count, dy

@@ -49,10 +49,23 @@ class LayerNorm(Layer):
     def _normal(self, x: Array) -> tuple[Array, Array]:
         """Return rows with mean 0 and variance 1, and what they were multiplied by."""
         rows = _rows("x", x, self.size, self._dtype, self._block.values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            normal, factor = self._of_rows(rows, self._dtype.type(1))
+            known = factor > 0
+            if type(factor) is np.ndarray and not known.all():  # sums or squares beyond the dtype
+                large = ~known[:, 0]
+                most = np.abs(rows[large]).max(axis=1, keepdims=True)
+                unit = np.ldexp(self._dtype.type(1), -np.frexp(most)[1])
+                normal[large], factor[large] = self._of_rows(rows[large] * unit, unit)
+        return normal, factor
+
+    def _of_rows(self, rows: Array, unit: Any) -> tuple[Array, Array]:
+        """Return the same of rows that were multiplied by ``unit``."""
         centred = rows - rows.mean(axis=1, keepdims=True)
+        centred -= centred.mean(axis=1, keepdims=True)  # by which the mean was rounded
         variance = (centred * centred).mean(axis=1, keepdims=True)
-        factor = 1 / np.sqrt(variance + self._dtype.type(self.eps))
-        return centred * factor, factor
+        factor = 1 / np.sqrt(variance + self._dtype.type(self.eps) * unit * unit)
+        return centred * factor, factor * unit
 
     def __call__(self, x: Array) -> Array:
         """Return ``y [...,D]`` of ``x [...,D]``.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .. import _check
 from .._annotations import readable
 from .._check import Array
 
@@ -134,8 +135,14 @@ def chrono(size: int, longest: int, rng: np.random.Generator) -> Array:
     Returns:
         ``[size]`` float64.
 
+    Raises:
+        TypeError: longest is no whole number.
+        ValueError: longest is less than 2.
+
     Source: Tallec, Ollivier (2018), "Can recurrent neural networks warp time?".
     """
+    if _check.positive("longest", longest) < 2:
+        raise ValueError(f"longest: expected at least 2 steps, got {longest}")
     return np.log(rng.uniform(1, longest - 1, size))
 
 

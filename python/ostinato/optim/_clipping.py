@@ -39,6 +39,9 @@ def norm_of(grads: Array) -> Any:
     total = _native.backend_for(grads).square_sum(grads)
     if _device.of(total) is not None:
         return np.sqrt(total)
+    if math.isinf(total) and np.isfinite(grads).all():  # their squares are beyond float64
+        most = float(np.abs(grads).max())
+        return most * float(np.linalg.norm(grads / most))
     return math.sqrt(total) if total >= 0 else math.nan
 
 

@@ -114,7 +114,11 @@ def smooth(y: Array, period: int, grid: Array) -> States:
         sums = np.cumsum(np.where(known, change, 0.0)) / np.maximum(np.cumsum(known), 1)
         out.trend[period:, drifting] = sums[:, None] / period
         if period == 1:
-            out.level[:, drifting] = out.error[:, drifting] + start
+            rows = np.arange(n)
+            last = np.maximum.accumulate(np.where(missing, -1, rows))  # the last known one
+            since = (rows - last)[:, None] * out.trend[:, drifting]
+            carried = np.where(last[:, None] < 0, 0.0, out.error[last][:, drifting] + since)
+            out.level[:, drifting] = carried + start
     return out
 
 

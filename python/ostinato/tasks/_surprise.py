@@ -99,10 +99,12 @@ def moving_mean(values: Array, width: int) -> Array:
         float64 ``[n]``.
     """
     n = len(values)
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     begin = np.maximum(np.arange(n) - (width - 1) // 2, 0)
     end = np.minimum(np.arange(n) + width // 2 + 1, n)
-    out: Array = (total[end] - total[begin]) / (end - begin)
+    # Each sum by itself: in differences of one running sum a large value drowns all later ones.
+    padded = np.append(np.asarray(values, np.float64), 0.0)
+    sums = np.add.reduceat(padded, np.stack([begin, end], 1).reshape(-1))[::2] if n else padded[:0]
+    out: Array = sums / (end - begin)
     return out
 
 

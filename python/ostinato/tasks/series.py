@@ -379,9 +379,8 @@ def _panel(
         label=f"{band:.0f}% band",
     )
     axes.plot(future, naive, color="tab:orange", lw=1.2, ls="--", label="seasonal-naive")
-    axes.plot(
-        future, quantiles[:, quantiles.shape[1] // 2], color="tab:blue", lw=1.8, label="median"
-    )
+    median = quantiles[:, model.options.quantiles.index(0.5)]
+    axes.plot(future, median, color="tab:blue", lw=1.8, label="median")
     zone = s.axis.zone and " (UTC)"
     axes.set_xlabel(
         "row" if time_column is None else f"{time_column}{zone or ''}".replace("$", r"\$")
