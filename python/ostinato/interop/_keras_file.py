@@ -353,7 +353,8 @@ def _in_order(
 ) -> dict[str, Described]:
     """Return the layers of another model of the same layers by the names of a file.
 
-    It is empty where they do not fit. A layer that has no name of its own has another one in each model of a process.
+    It is empty where they do not fit. A layer that has no name of its own has another one in each
+    model of a process.
     """
     arrays = {n: reader.child(group, n) for n in names}
     filled = [n for n, g in arrays.items() if g is None or _chunked(g.attrs, "weight_names")]
