@@ -166,3 +166,22 @@ def test_steps_allocate_nothing() -> None:
         if "tracemalloc" not in d.traceback[0].filename
     )
     assert grown < 2000
+
+
+@pytest.mark.parametrize("before", ["Conv1d", "LayerNorm", "Residual", "gelu", "Softmax", "GRU"])
+def test_a_function_behind_a_step_in_python(before: str) -> None:
+    """The native stream that it begins has to know how wide it is."""
+    nn = ost.nn
+    first = {
+        "Conv1d": lambda: nn.Conv1d(4, 4, 3, padding="causal", rng=0),
+        "LayerNorm": lambda: nn.LayerNorm(4),
+        "Residual": lambda: nn.Residual(nn.GRU(4, 4, rng=0)),
+        "gelu": lambda: nn.Sequential(nn.Linear(4, 4, rng=0), nn.Activation("gelu")),
+        "Softmax": lambda: nn.Sequential(nn.Linear(4, 4, rng=0), nn.Softmax()),
+        "GRU": lambda: nn.GRU(4, 4, rng=0),
+    }[before]()
+    model = nn.Sequential(first, nn.Activation("tanh"), nn.Activation("relu"))
+    x = np.random.default_rng(0).standard_normal((5, 2, 4), np.float32)
+    stream = model.stream(2)
+    y = np.stack([stream.step(row).copy() for row in x])
+    np.testing.assert_allclose(y, model(x)[0], atol=1e-6)

@@ -380,3 +380,68 @@ def test_floating_point_errors_break_nothing(make: Any, loss: Any) -> None:
         quiet(trainer, (x, x), validation=(x, x), epochs=2)
         trainer.predict(x)
     assert strict == ["raise", "raise"]  # what the user's own functions see is the user's choice
+
+
+class OwnError(ost.losses.Loss):
+    """A weighted mean squared error that is called, and says nothing of what it counted."""
+
+    def __call__(  # type: ignore[override]
+        self, y: Any, target: Any, lengths: Any = None, *, weights: Any = None
+    ) -> tuple[float, Any]:
+        on = np.ones(y.shape[:2])
+        if lengths is not None:
+            steps = np.arange(y.shape[1])
+            on = (lengths if lengths.dtype == bool else steps < lengths[:, None]) * 1.0
+        w = on if weights is None else on * weights
+        d = y - target
+        slopes = 2 * d / y.shape[-1] * (w / w.sum())[..., None]
+        return float(((d * d).mean(-1) * w).sum() / w.sum()), slopes
+
+
+@pytest.mark.parametrize("times", ["lengths", "mask"])
+def test_weights_of_padding_do_not_count_in_a_loss_of_ones_own(times: str) -> None:
+    r = np.random.default_rng(0)
+    x, y, w = r.normal(size=(6, 5, 2)), r.normal(size=(6, 5, 2)), r.random((6, 5)) + 0.1
+    mask = r.random((6, 5)) < 0.7
+    mask[:, 0] = True
+    given = {"lengths": np.array([5, 1, 2, 4, 1, 3])} if times == "lengths" else {"mask": mask}
+    found = []
+    for loss in (ost.losses.MSE(), OwnError()):
+        model = nn.GRU(2, 2, batch_first=True, dtype=np.float64, rng=0)
+        trainer = ost.Trainer(model, loss, optim.SGD(1.0))
+        data = (x, y, {**given, "weights": w})
+        figures = [trainer.evaluate(data, batch_size=b)["loss"] for b in (6, 2, 1)]
+        options: Any = {"batch_size": 2, "accumulate": 3, "shuffle": False, "progress": False}
+        row = trainer.fit(data, epochs=1, **options).rows[-1]
+        found.append([*figures, row["loss"], row["norm"]])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+    np.testing.assert_allclose(found[0][:4], found[0][0], rtol=1e-12)
+
+
+def test_windows_are_not_for_layers_that_read_several_steps() -> None:
+    """No state carries what they read of the steps before a window."""
+    wide = nn.Sequential(nn.Conv1d(1, 2, 3, padding="causal"), nn.GRU(2, 3), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"tbptt: expected layers .* got a Conv1d\(1, 2, 3"):
+        ost.Trainer(wide, losses.MSE(), tbptt=(2, 4))
+    narrow = nn.Sequential(nn.Conv1d(1, 2, 1), nn.GRU(2, 3), nn.Linear(3, 1))
+    ost.Trainer(narrow, losses.MSE(), tbptt=(2, 4))
+    text = np.arange(40) % 5
+    loader = ost.data.StreamLoader(text, batch_size=2, window=4)
+    ends = nn.Embedding(5, 2), nn.Linear(2, 5)
+    over = nn.Sequential(ends[0], nn.Residual(nn.Conv1d(2, 2, 3)), nn.GRU(2, 2), ends[1])
+    with pytest.raises(ValueError, match="train: expected layers that read one step at a time"):
+        ost.Trainer(over, losses.CrossEntropy()).fit(loader, steps=1, progress=False)
+
+
+def test_weights_of_outputs_of_which_there_are_fewer_than_steps() -> None:
+    k: Any = {"batch_first": True, "dtype": np.float64}
+    model = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2, rng=0, **k), nn.GRU(2, 2, rng=1, **k))
+    r = np.random.default_rng(0)
+    x, y, lengths = r.normal(size=(4, 7, 2)), r.normal(size=(4, 4, 2)), np.array([7, 3, 4, 1])
+    trainer = ost.Trainer(model, losses.MSE())
+    plain = trainer.evaluate([(x, y, {"lengths": lengths})])
+    ones = trainer.evaluate([(x, y, {"lengths": lengths, "weights": np.ones((4, 4))})])
+    assert ones == pytest.approx(plain)
+    chosen = {"lengths": lengths, "weights": np.array([1.0, 0, 0, 0])}
+    alone = trainer.evaluate([(x[:1], y[:1], {"lengths": lengths[:1]})])
+    assert trainer.evaluate([(x, y, chosen)]) == pytest.approx(alone)

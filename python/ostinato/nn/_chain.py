@@ -53,8 +53,8 @@ class Chain:
 
     def add_map(self, name: str, width: int) -> None:
         """Add a function of every element that the native code has; -1: of any width."""
-        self._require_width(None if width < 0 else width)
-        self._open().add_map(name, width)
+        known = self._require_width(None if width < 0 else width)
+        self._open().add_map(name, known)
 
     def add_step(self, step: Step, width: int | None, out: int | None = None) -> None:
         """Add a step in Python.

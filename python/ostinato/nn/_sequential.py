@@ -29,7 +29,7 @@ class Sequential(Layer):
     Parameters are named by position, ``"1.weight_ih_l0"``, or by the layer's name,
     ``"rnn.weight_ih_l0"``. A call always returns ``(y, state)``; the state is a tuple with one
     entry a layer, None for those without one, and can be given back to continue where the last call
-    ended.
+    ended. (A `Conv1d` or an `Attention` has none, and reads the steps of one call alone.)
 
     >>> import numpy as np
     >>> import ostinato as ost

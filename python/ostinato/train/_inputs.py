@@ -28,6 +28,7 @@ from ..nn import Embedding, Layer, Linear, Model, Recurrent
 from ..nn._model import takes
 from ..nn._sequential import _leaf
 from ..nn._walk import layers_of
+from ._carried import refuse_uncarried
 from ._division import none_of, own_inputs, own_rows
 from ._types import FLAGS, THIRD, Batch, Times
 
@@ -196,6 +197,8 @@ class Source:
         self.name, self.form, self.part = name, form, part
         self.loader = self._loader(data, batch_size, shuffle, seed)
         self.carries_state = bool(getattr(self.loader, "carries_state", False))
+        if self.carries_state:
+            refuse_uncarried(name, form.model)
         said = getattr(self.loader, "time_major", None)
         if (
             said is not None

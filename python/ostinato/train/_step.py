@@ -106,7 +106,9 @@ def measure(
     if _calls(loss):
         value, gradient_of_y = loss(y, target, counts, **given)
         if weights is not None:
-            weight = float(np.sum(_device.host(weights)))
+            w = np.asarray(_device.host(weights))
+            on = None if counts is None else _taken(counts, w.shape, time_major)
+            weight = float(w.sum() if on is None else w[on].sum())
         elif counts is None:
             weight = float(math.prod(y.shape[:-1]))
         else:
@@ -116,6 +118,16 @@ def measure(
     dy = dy.rows if isinstance(dy, Ragged) else dy
     total, count = _deferred.number(total), _deferred.number(count)
     return _deferred.quotient(total, count), count, dy
+
+
+def _taken(counts: Any, shape: tuple[int, ...], time_major: bool) -> Array:
+    """Return which steps of ``[T,B]`` (``[B,T]``) lengths or a mask let count."""
+    given = np.asarray(_device.host(counts))
+    if given.dtype == np.bool_:
+        return given
+    steps = np.arange(shape[0 if time_major else 1])
+    on: Array = steps[:, None] < given if time_major else steps < given[:, None]
+    return on
 
 
 def _calls(loss: Loss) -> bool:
@@ -251,7 +263,7 @@ class Stepper:
                 return y, batch.target, None, weights, None
             rows = y.rows if isinstance(y, Ragged) else y
             return rows[where], batch.target, None, weights, where
-        weights = self._step_weights(batch, weights)
+        weights = self._step_weights(batch, y, weights)
         if isinstance(y, Ragged):
             mask = batch.times.get("mask")
             if mask is None:
@@ -268,17 +280,20 @@ class Stepper:
             return Ragged(y.rows[on], ends[y.offsets]), batch.target, None, weights, on
         return y, batch.target, None if isinstance(y, Ragged) else self.counts(batch), weights, None
 
-    def _step_weights(self, batch: Batch, weights: Any) -> Any:
-        """Return weights of every step in the batch's layout, from those of steps or sequences."""
+    @staticmethod
+    def _step_weights(batch: Batch, y: Any, weights: Any) -> Any:
+        """Return weights of every output in the batch's layout, from those of steps or sequences.
+
+        Of a convolution with a stride there are fewer outputs than steps.
+        """
         if weights is None:
             return None
         w = np.asarray(weights)
-        if isinstance(batch.x, Ragged):
-            w = np.repeat(w, batch.x.lengths) if len(w) == len(batch.x) != len(batch.x.rows) else w
-            wanted: tuple[int, ...] = (len(batch.x.rows),)
+        if isinstance(y, Ragged):
+            w = np.repeat(w, y.lengths) if len(w) == len(y) != len(y.rows) else w
+            wanted: tuple[int, ...] = (len(y.rows),)
         else:
-            several = isinstance(batch.x, Inputs)
-            wanted = (batch.target if several else batch.x).shape[:2]
+            wanted = y.shape[:2]
             if w.shape == (batch.size,):
                 w = np.broadcast_to(w if batch.time_major else w[:, None], wanted)
         if w.shape != wanted:

@@ -25,6 +25,7 @@ from ..optim import Adam, Optimizer
 from ..optim._checks import check_above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
+from ._carried import refuse_uncarried
 from ._fit import Fit
 from ._inference import evaluate, outputs_of, predict_ragged, predict_several
 from ._inputs import Form, Source, contiguous, refuse_non_finite, sequences
@@ -171,6 +172,8 @@ class Trainer:
             parse_limit(memory_limit)
         whole = self._per_sequence()
         self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, whole)
+        if tbptt is not None:
+            refuse_uncarried("tbptt", model)
         layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
         if len(layouts) > 1:
             raise ValueError(
