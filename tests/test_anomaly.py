@@ -95,6 +95,56 @@ def test_labelled_rows_are_not_trained_on() -> None:
         Detector(QUICK).fit(values, np.arange(900) % 40 > 0)
 
 
+@pytest.mark.parametrize(("bump", "at"), [(3.0, 1400), (-3.0, 1400), (30.0, 1195)])
+def test_labelled_rows_do_not_change_the_score_of_one(bump: float, at: int) -> None:
+    """Neither themselves, nor by the mean of scores, nor by what is predicted from them."""
+    noise = np.random.default_rng(0).normal(size=1900)
+    values = np.sin(np.arange(1900) / 9) + 0.05 * noise
+    values[1700:1705] += 1
+    spoilt, normal = values[:1500].copy(), np.ones(1500, bool)
+    spoilt[at : at + 5] += bump
+    normal[at : at + 5] = False
+    options = DetectorOptions(steps=60, hidden=8, window=40, smooth=10)
+    plain, labelled = Detector(options).fit(values[:1500]), Detector(options).fit(spoilt, normal)
+    assert labelled.limit == pytest.approx(plain.limit, rel=0.5)
+    assert labelled.score(values[1500:], before=spoilt).max() > 3
+
+
+def test_which_rows_the_score_of_one_is_measured_on() -> None:
+    detector = Detector(DetectorOptions(horizon=2, window=20))  # 10 rows without a score
+    normal = np.ones(60, bool)
+    normal[[3, 40]] = False
+    rows = np.flatnonzero(detector._counting(normal, 30)).tolist()
+    assert rows == [*range(14, 40), *range(51, 60)]
+    normal[48] = False  # so that a single row is left, and with the horizon alone many
+    rows = np.flatnonzero(detector._counting(normal, 40)).tolist()
+    assert rows == [*range(10, 40), *range(43, 48), *range(51, 60)]
+    normal = np.arange(60) % 3 > 0
+    rows = np.flatnonzero(detector._counting(normal, 40)).tolist()
+    assert rows == [k for k in range(10, 60) if k % 3]
+
+
+def test_the_first_rows_that_have_a_score_are_averaged_alone() -> None:
+    detector = Detector(QUICK).fit(wave()[:800])
+    values = wave()[800:1100].copy()
+    values[27:31] += 3
+    score = detector.score(values)
+    assert (score[:25] == 0).all()
+    behind = detector.score(values[25:], before=values[:25])
+    np.testing.assert_allclose(score[25:], behind, rtol=1e-6)
+    some = detector.score(values[10:], before=values[:10])
+    np.testing.assert_allclose(some, score[10:], rtol=1e-6)
+
+
+def test_written_numbers_are_read_as_they_were(tmp_path: Path) -> None:
+    values = np.array([0.1, 3.0, 1 / 3, 123456789.12345678, 5e-324, 1e300])
+    anomaly._save(anomaly.Labelled(values, None, list("abcdef"), {}), values / 7, tmp_path / "s")
+    rows = list(csv.DictReader((tmp_path / "s").read_text().splitlines()))
+    assert [float(row["value"]) for row in rows] == values.tolist()
+    assert [float(row["score"]) for row in rows] == (values / 7).tolist()
+    assert [row["value"] for row in rows[:2]] == ["0.1", "3"]
+
+
 def test_moving_zscore_and_mean() -> None:
     values = np.random.default_rng(0).normal(size=50)
     z = moving_zscore(values, 10)
@@ -108,6 +158,9 @@ def test_moving_zscore_and_mean() -> None:
     large = np.append([1e20], np.ones(9))  # which the sums of later rows do not hold
     assert (moving_mean(large, 3)[2:] == 1).all()
     assert moving_mean(values[:0], 3).shape == (0,)
+    assert moving_mean(values[:0], 3, values[:0] > 0).shape == (0,)
+    counts = np.array([False, False, True, True, False])
+    assert moving_mean(np.array([9.0, 9, 1, 3, 9]), 3, counts).tolist() == [0, 1, 2, 2, 3]
     for width in (1, 4, 5):
         mean = moving_mean(values, width)
         for t in (0, 1, 20, 49):

@@ -565,3 +565,29 @@ def test_equal_texts_are_on_one_side() -> None:
     assert not set(train.texts) & set(held_out.texts)
     with pytest.raises(ValueError, match="at least 2 different texts of every class"):
         hold_out(documents(["same", "same", "x", "y"], ["a", "a", "b", "b"]), 0.5)
+
+
+def test_equal_texts_of_several_classes_are_on_one_side() -> None:
+    texts = [f"text {k}" for k in range(40)] + [f"text {k}" for k in range(0, 40, 2)]
+    labels = ["a"] * 30 + ["b"] * 10 + ["b"] * 15 + ["a"] * 5
+    train, held_out = hold_out(documents(texts, labels), 0.2)
+    assert not set(train.texts) & set(held_out.texts)
+    assert len(train) + len(held_out) == 60
+    assert (held_out.labels.count("a"), held_out.labels.count("b")) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "labels"),
+    [
+        ("1a 2a 1b 2b", "ab"),  # a text of both is held out
+        ("1a 2a 3a 4a 5a 1b 2b", "ab"),
+        ("1a 2a 3a 4a 1b 2b 3b 4b 5c 1c", "abc"),
+        ("1a 2a 2b 3b 1c 3c", "abc"),  # no division gives each class a text of both sides
+    ],
+)
+def test_every_class_is_trained_on(pairs: str, labels: str) -> None:
+    texts, own = zip(*pairs.split())
+    train, held_out = hold_out(documents(list(texts), list(own)), 0.2)
+    assert not set(train.texts) & set(held_out.texts)
+    assert set(train.labels) == set(labels)
+    assert held_out.labels

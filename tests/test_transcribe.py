@@ -108,6 +108,19 @@ def test_spaces_without_words_are_no_words() -> None:
     ]
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100])
+def test_times_of_words_do_not_drift(rate: int) -> None:
+    """A hop is a whole number of samples, which is 10 ms at some rates alone."""
+    options = TranscribeOptions(hidden=4, layers=1, sample_rate=rate)
+    one = Recognizer(options, " a", np.zeros(40), np.ones(40))
+    rows = len(one.features(np.zeros(20 * rate)))
+    assert abs(rows * one.hop - 20) < 0.03
+    path = 9 * np.eye(3)[[0] * 600 + [2, 0]]
+    (word,) = transcribe.words(one, path, "a")
+    assert word["begin"] == pytest.approx(600 * one.step, abs=1e-3)
+    assert one.step == 3 * one.hop == 3 * round(rate / 100) / rate
+
+
 def test_words_are_where_they_were_said(recognizer: Recognizer) -> None:
     x = spoken("ab ed")
     logits = recognizer.logits([recognizer.features(x)])[0]

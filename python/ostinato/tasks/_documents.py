@@ -306,7 +306,8 @@ def corpus(name: str) -> tuple[Documents, Documents]:
 def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
     """Divide documents: by their groups, or else such that every class has its share of texts.
 
-    Without groups, equal texts of a class are on one side.
+    Without groups, equal texts are on one side, also those of several classes. Every class has a
+    text that is trained on, and one that is held out where its texts of other classes allow it.
 
     Args:
         documents: at least two different ones of each class, or two groups.
@@ -332,24 +333,50 @@ def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
         held = [k for k, name in enumerate(documents.groups) if name in chosen]
     else:
         share = part if part < 1 else held_out_of(part, len(documents)) / len(documents)
+        drawn: dict[str, list[str]] = {}  # the different texts of each class, in order of a draw
         for label in sorted(set(documents.labels)):
-            rows: dict[str, list[int]] = {}  # equal texts are on one side
-            for k in np.flatnonzero(np.array(documents.labels) == label).tolist():
-                rows.setdefault(documents.texts[k], []).append(k)
-            if len(rows) < 2:
-                first = next(iter(rows.values()))[0]
+            rows = np.flatnonzero(np.array(documents.labels) == label).tolist()
+            texts = list(dict.fromkeys(documents.texts[k] for k in rows))
+            if len(texts) < 2:
                 raise ValueError(
                     f"DATA: expected at least 2 different texts of every class, one of which is "
-                    f"held out, got 1 of {quoted(label)} in {documents.places[first]}; remove "
+                    f"held out, got 1 of {quoted(label)} in {documents.places[rows[0]]}; remove "
                     "it, or give the rows to hold out by --test FILE"
                 )
-            texts = list(rows)
-            for n in rng.permutation(len(texts))[: _count(len(texts), share)]:
-                held += rows[texts[n]]
+            drawn[label] = [texts[n] for n in rng.permutation(len(texts))]
+        away = _apart(drawn, share)
+        held = [k for k, text in enumerate(documents.texts) if text in away]
     out = set(held)
     return documents.take(k for k in range(len(documents)) if k not in out), documents.take(
         sorted(held)
     )
+
+
+def _apart(drawn: dict[str, list[str]], share: float) -> set[str]:
+    """Return the texts to hold out: of each class the first ones that were drawn.
+
+    A text of several classes is held out of all of them, unless that leaves one of them without
+    any. The classes with the fewest texts choose first, since they have the least choice.
+    """
+    classes: dict[str, list[str]] = {}
+    for label, texts in drawn.items():
+        for text in texts:
+            classes.setdefault(text, []).append(label)
+    left = {label: len(texts) for label, texts in drawn.items()}
+    held: set[str] = set()
+    seen: set[str] = set()
+    for label in sorted(drawn, key=left.__getitem__):
+        texts = drawn[label]
+        least = len(texts) - _count(len(texts), share)
+        for text in sorted(texts, key=seen.__contains__):  # first those no class has decided on
+            if left[label] <= least:
+                break
+            if text not in held and all(left[other] > 1 for other in classes[text]):
+                held.add(text)
+                for other in classes[text]:
+                    left[other] -= 1
+        seen.update(texts)
+    return held
 
 
 def _count(rows: int, share: float) -> int:

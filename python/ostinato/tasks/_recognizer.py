@@ -16,6 +16,7 @@ from ._clips import DIGITS, Clip
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
 TASK = "transcribe"
+HOP = 0.01  # seconds from one row of the features to the next, as near as whole samples are
 SPEEDS = (9, 10, 11)  # tenths
 KERNEL = 5
 WIDEST = 10_000  # prefixes of a search
@@ -91,6 +92,11 @@ def check_values(options: TranscribeOptions) -> None:
         )
 
 
+def hop_of(options: TranscribeOptions) -> int:
+    """Return the samples from one row of the features to the next."""
+    return round(HOP * options.sample_rate)
+
+
 def network(options: TranscribeOptions, classes: int) -> nn.Sequential:
     """Return the network, from features to logits of the characters and the blank."""
     rng = np.random.default_rng(options.seed)
@@ -163,6 +169,16 @@ class Recognizer:
         self.language = decoding.NGram(classes, options.order)
         self.trained: Array = np.zeros(0, np.int64)  # keys of the clips that it was trained on
         self._index = {c: k for k, c in enumerate(alphabet, 1)}
+
+    @property
+    def hop(self) -> float:
+        """Seconds from one row of the features to the next: 10 ms, rounded to whole samples."""
+        return hop_of(self.options) / self.options.sample_rate
+
+    @property
+    def step(self) -> float:
+        """Seconds from one output to the next: ``stride`` rows of the features."""
+        return self.hop * self.options.stride
 
     def features(self, samples: Array) -> Array:
         """Return the features of a sound at the rate of the model.

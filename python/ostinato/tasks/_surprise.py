@@ -85,27 +85,38 @@ def checked_series(name: str, values: Array) -> Array:
     return a
 
 
-def moving_mean(values: Array, width: int) -> Array:
+def moving_mean(values: Array, width: int, counts: Array | None = None) -> Array:
     """Return the centred moving mean; at the ends it is that of the rows that there are.
 
     >>> moving_mean(np.array([0.0, 0.0, 3.0, 0.0]), 3).tolist()
     [0.0, 1.0, 1.0, 1.5]
+    >>> moving_mean(np.array([9.0, 2.0, 4.0]), 3, np.array([False, True, True])).tolist()
+    [2.0, 3.0, 3.0]
 
     Args:
         values: ``[n]``.
         width: rows of a mean.
+        counts: ``[n]`` of bool: the rows that a mean is taken of. None: all are.
 
     Returns:
-        float64 ``[n]``.
+        float64 ``[n]``; 0 where no row of a mean counts.
     """
     n = len(values)
     begin = np.maximum(np.arange(n) - (width - 1) // 2, 0)
     end = np.minimum(np.arange(n) + width // 2 + 1, n)
     # Each sum by itself: in differences of one running sum a large value drowns all later ones.
-    padded = np.append(np.asarray(values, np.float64), 0.0)
-    sums = np.add.reduceat(padded, np.stack([begin, end], 1).reshape(-1))[::2] if n else padded[:0]
-    out: Array = sums / (end - begin)
-    return out
+    bounds = np.stack([begin, end], 1).reshape(-1)
+
+    def sums(rows: Array) -> Array:
+        padded = np.append(rows.astype(np.float64), 0.0)
+        total: Array = np.add.reduceat(padded, bounds)[::2] if n else padded[:0]
+        return total
+
+    if counts is None:
+        out: Array = sums(np.asarray(values)) / (end - begin)
+        return out
+    number = sums(counts)
+    return np.divide(sums(np.where(counts, values, 0.0)), number, out=np.zeros(n), where=number > 0)
 
 
 def moving_zscore(values: Array, window: int) -> Array:
@@ -220,8 +231,9 @@ class Detector:
 
         Args:
             values: ``[n]``.
-            normal: ``[n]`` of bool; windows with a row that is not normal are left out. None: all
-                are.
+            normal: ``[n]`` of bool; windows with a row that is not normal are left out, and the
+                score of 1 is measured without such rows and the `warm_up` rows behind them. None:
+                all are.
             report: called with lines about the training.
             parallel: the processes that train together; None: this one alone.
 
@@ -309,16 +321,37 @@ class Detector:
             out[k:, k - 1] = z[k:] - predicted[:-k, k - 1]
         return out
 
+    def _counting(self, normal: Array, cut: int) -> Array:
+        """Return which rows tell how large the errors of normal rows are, ``[n]`` of bool.
+
+        They are the normal rows that a network has predicted which had read nothing abnormal for
+        as long as it needs at the beginning of a series. Where no more than ``horizon`` rows that
+        were held out are such, those that were not predicted directly from an abnormal row count,
+        and where these are as few, all normal rows do.
+        """
+        o = self.options
+        rows = np.arange(len(normal))
+        last = np.maximum.accumulate(np.where(normal, -len(normal), rows))  # the abnormal one
+        for behind in (max(self.warm_up, o.horizon), o.horizon):
+            counts: Array = rows - last > behind
+            if counts[cut:].sum() > o.horizon:
+                break
+        else:
+            counts = normal.copy()
+        counts[: self.warm_up] = False
+        return counts
+
     def _measure(self, z: Array, cut: int, normal: Array) -> None:
         """Take mean, covariance and the highest score of the normal rows that were held out."""
         errors = self._errors(z)
-        held = errors[cut:][normal[cut:]]
+        counts = self._counting(normal, cut)
+        held = errors[cut:][counts[cut:]]
         self.center = held.mean(0)
         covariance = np.atleast_2d(np.cov(held.T, bias=True))
         least = 1e-6 * np.trace(covariance) / len(covariance) + 1e-12
         self.inverse = np.linalg.inv(covariance + least * np.eye(len(covariance)))
-        score = moving_mean(self._distances(errors), self.options.smooth)
-        self.limit = max(float(score[cut:][normal[cut:]].max()), 1e-12)
+        score = moving_mean(self._distances(errors), self.options.smooth, counts)
+        self.limit = max(float(score[cut:][counts[cut:]].max()), 1e-12)
 
     def _distances(self, errors: Array) -> Array:
         away = errors - self.center
@@ -360,10 +393,10 @@ class Detector:
             raise ValueError("values: expected at least one row, got none")
         known = known[-10 * self.options.window :]
         distances = self._distances(self._errors(self._scaled(np.concatenate([known, values]))))
-        distances[: self.warm_up] = 0
-        score: Array = moving_mean(distances[len(known) :], self.options.smooth) / self.limit
-        if len(known) < self.warm_up:
-            score[: self.warm_up - len(known)] = 0
+        scored = np.arange(len(distances)) >= self.warm_up
+        distances, scored = distances[len(known) :], scored[len(known) :]
+        score: Array = moving_mean(distances, self.options.smooth, scored) / self.limit
+        score[~scored] = 0
         return score
 
     def save(self, folder: str | os.PathLike[str], facts: dict[str, Any]) -> None:

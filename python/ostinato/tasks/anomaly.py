@@ -188,7 +188,9 @@ def _best_zscore(values: Array, before: Array | None, label: Array, smooth: int)
     best = 0.0
     for window in Z_WINDOWS:
         z = moving_zscore(np.concatenate([known, values]), window)[len(known) :]
-        for score in (z, moving_mean(z, smooth), moving_mean(z, window)):
+        scored = np.arange(len(known), len(known) + len(values)) >= window
+        for width in (1, smooth, window):
+            score = np.where(scored, moving_mean(z, width, scored), 0.0)
             best = max(best, metrics.average_precision(label, score))
     return best
 
@@ -362,14 +364,20 @@ def _rows(place: Place) -> dict[str, int]:
 
 
 def _save(series: Labelled, score: Array, path: Path) -> None:
-    """Write time, value and score of each row as CSV."""
+    """Write time, value and score of each row as CSV, such that reading gives equal numbers."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["time", "value", "score"])
     for time, value, one in zip(series.times, series.values, score):
-        rows.writerow([time, f"{value:.10g}", f"{one:.6g}"])
+        rows.writerow([time, _written(value), _written(one)])
     with atomic_write(path) as f:
         f.write(text.getvalue().encode("utf-8"))
+
+
+def _written(value: float) -> str:
+    """Return a number in as few digits as tell it from all others."""
+    short = f"{value:.10g}"  # whole numbers without a point
+    return short if float(short) == value else repr(float(value))
 
 
 def _draw(series: Labelled, score: Array, found: Sequence[Place], run: Run) -> None:

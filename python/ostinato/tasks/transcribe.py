@@ -27,6 +27,7 @@ from ._recognizer import (
     Recognizer,
     TranscribeOptions,
     check_values,
+    hop_of,
     statistics,
     steps_needed,
 )
@@ -34,7 +35,6 @@ from ._visible import visible
 
 __all__ = ["APPLICATION", "Recognizer", "TranscribeOptions", "divide", "measure", "train", "words"]
 
-HOP = 0.01  # seconds of a step of the features
 SHOWN = 8  # texts that are shown after training
 Report = Callable[[str], None]
 
@@ -79,7 +79,7 @@ def divide(clips: Sequence[Clip], options: TranscribeOptions) -> tuple[list[Clip
 def fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> list[Clip]:
     """Return the clips that are long enough for CTC to write their texts; the others are said."""
     left, kept = Left(), []
-    window, hop = round(0.025 * options.sample_rate), round(HOP * options.sample_rate)
+    window, hop = round(0.025 * options.sample_rate), hop_of(options)
     for c in clips:
         frames = max((len(c.samples) - window) // hop + 1, 0)
         labels = np.array([ord(x) for x in c.text])
@@ -89,9 +89,10 @@ def fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> l
             kept.append(c)
     left.report(say)
     if not kept:
+        output = 1000 * hop * options.stride / options.sample_rate
         raise ValueError(
             "DATA: expected clips long enough for their texts, got shorter ones alone: each "
-            f"character takes {10 * options.stride} ms; a smaller --stride, or other transcripts"
+            f"character takes {output:.4g} ms; a smaller --stride, or other transcripts"
         )
     return kept
 
@@ -212,7 +213,7 @@ def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, An
         Each word with its begin and end in seconds.
     """
     spans = _spans(recognizer, logits, text)
-    second = HOP * recognizer.options.stride
+    second = recognizer.step
     out, begin = [], 0
     for word in text.split(" ") if text else []:
         end = begin + len(word)
@@ -235,14 +236,14 @@ def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report
     logits = recognizer.logits([features])[0]
     spans = _spans(recognizer, logits, text)
     energy = audio.log_mel(clip.samples, options.sample_rate, bands=options.bands)
-    seconds = HOP * len(energy)
+    seconds = recognizer.hop * len(energy)
     figure = _picture.figure(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2)
     axes = figure.subplots()
     axes.imshow(energy.T, origin="lower", aspect="auto", extent=(0, seconds, 0, options.bands))
     for c, (first, last) in zip(text, spans):
-        at = HOP * options.stride * first
+        at = recognizer.step * first
         axes.axvline(at, color="white", lw=0.4, alpha=0.6)
-        middle = at + HOP * options.stride * (last - first) / 2
+        middle = at + recognizer.step * (last - first) / 2
         axes.text(middle, options.bands + 0.8, "\u00b7" if c == " " else c, ha="center")
     axes.set_ylim(0, options.bands + 4)
     axes.set(xlabel="seconds", ylabel="mel band")
