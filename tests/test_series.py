@@ -347,3 +347,44 @@ def test_a_damaged_model_is_one_line(name: str, here: Any, capsys: Any) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1].startswith("ostinato: DIR: expected a model")
+
+
+def test_the_median_need_not_be_the_middle_quantile(tmp_path: Any) -> None:
+    import polars as pl
+
+    frame = pl.DataFrame({"month": months(120), "sales": seasonal()})
+    options = ForecastOptions(horizon=6, epochs=1, members=1, quantiles=(0.5, 0.7, 0.9))
+    trained = series.train_series(frame, options, season=12, save=tmp_path / "m", report=quiet)
+    (one,) = trained["series"]
+    (later,) = series.forecast(tmp_path / "m", frame)["series"]
+    assert one["median"] == one["low"] == later["median"] == later["low"]
+    assert later["low"] != later["high"]
+
+
+def test_csv_has_the_numbers_of_json() -> None:
+    values = [1e10 + 0.125, 1e10 + 0.25, 0.1, 1e-300]
+    names = ("median", "low", "high")
+    one = {"name": "v", "times": ["0", "1", "2", "3"], **dict.fromkeys(names, values)}
+    rows = [row.split(",") for row in series.as_csv({"series": [one]}).splitlines()[1:]]
+    assert [[float(v) for v in row[2:]] for row in rows] == [[v] * 3 for v in values]
+    assert rows[0][2] == "10000000000.125"
+
+
+@pytest.mark.parametrize("fill", ["linear", "previous"])
+def test_filled_rows_are_no_truth_and_see_nothing_after_an_origin(fill: str) -> None:
+    import polars as pl
+
+    t = np.arange(200)
+    values = 10.0 * (t // 4)
+    for origin in (184, 188, 192, 196):
+        values[origin - 2 : origin] = np.nan
+    frame = pl.DataFrame({"t": t, "v": values, "seen": values + 1})
+    options = ForecastOptions(horizon=4, epochs=1, members=1)
+    given: dict[str, Any] = {"season": 1, "report": quiet, "column": "v", "fill": fill}
+    assert series.train_series(frame, options, **given)["naive_mae"] == 10
+    given["observed"] = "seen"
+    first = series.train_series(frame, options, **given)
+    # What lies behind the last origin changes no forecast from it, though gaps end there.
+    later = frame.with_columns(pl.when(pl.col("t") < 196).then("seen").otherwise(1e6).alias("seen"))
+    again = series.train_series(later, options, **given)
+    assert [first[k] for k in ("mae", "coverage")] == [again[k] for k in ("mae", "coverage")]

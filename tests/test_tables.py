@@ -846,3 +846,103 @@ def test_errors_are_short_however_long_cells_and_names_are(tmp_path: Any) -> Non
         with pytest.raises(ValueError) as e:
             tables.read(path, **options)
         assert len(str(e.value)) < 2000, kind
+
+
+@pytest.mark.parametrize("order", ["as they are", "newest first", "side by side"])
+def test_the_doubled_hour_is_found_in_each_series(order: str) -> None:
+    """Every series has its own first and second row of the hour that clocks show twice."""
+    import polars as pl
+
+    clocks = ["01:00", "02:00", "02:00", "03:00"]
+    times = [f"2020-10-25 {clock}" for clock in clocks]
+    frame = pl.DataFrame({"time": times * 2, "s": ["a"] * 4 + ["b"] * 4, "v": [*range(4)] * 2})
+    if order == "newest first":
+        frame = frame.reverse()
+    elif order == "side by side":
+        frame = frame[[0, 4, 1, 5, 2, 6, 3, 7]]
+    for table in (frame, frame.with_columns(pl.col("time").str.to_datetime("%Y-%m-%d %H:%M"))):
+        read = tables.read(table, column="v", series="s", timezone="Europe/Berlin", step="hour")
+        assert [s.values.tolist() for s in read.series] == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "labels", "said"),
+    [
+        (1700000030, 0.5, ["1700000031", "1700000031.5"], "0.5"),
+        (1700000030, 0.1, ["1700000030.2", "1700000030.3"], "0.1"),
+        (1e14, 0.5, ["100000000000001", "100000000000001.5"], "0.5"),
+        (0, 1000000.25, ["2000000.5", "3000000.75"], "1000000.25"),
+        (0, 0.1, ["0.2", "0.3"], "0.1"),
+    ],
+)
+def test_fractional_times_keep_their_digits(
+    start: float, step: float, labels: list[str], said: str
+) -> None:
+    import polars as pl
+
+    frame = pl.DataFrame({"t": [start + k * step for k in range(50)], "v": [1.0, 2.0] * 25})
+    table = tables.read(frame, time="t")
+    assert (table.series[0].times(2, 4), str(table.step)) == (labels, said)
+    times = table.series[0].times(0, 100)
+    assert len(set(times)) == 100
+    assert np.allclose([float(t) for t in times], [start + k * step for k in range(100)], 1e-14)
+
+
+@pytest.mark.parametrize("start", [0, 1700000000])
+def test_series_whose_steps_differ_by_rounding_have_one_step(start: int) -> None:
+    import polars as pl
+
+    times = [start + begin + 0.1 * k for begin in (0, 10) for k in range(20)]
+    frame = pl.DataFrame({"t": times, "s": ["a"] * 20 + ["b"] * 20, "v": [1.0, 2.0] * 20})
+    table = tables.read(frame, time="t", series="s", column="v")
+    assert [s.times(19, 21) for s in table.series] == [
+        [f"{start + 1}.9", f"{start + 2}"],
+        [f"{start + 11}.9", f"{start + 12}"],
+    ]
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_dot_beside_small_numbers_is_unclear_in_every_order_of_columns(
+    names: str, tmp_path: Any
+) -> None:
+    columns = {"a": ["1.234", "2.345"], "b": ["2.345", "7"]}
+    rows = "".join(",".join(columns[n][k] for n in names) + "\n" for k in range(2))
+    with pytest.raises(ValueError, match=r"in one way, got '2\.345' in column 'b', line 2; --dec"):
+        read(tmp_path, ",".join(names) + "\n" + rows, column=("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["Time", "Duration", "Object", "List"])
+def test_a_column_called_time_of_another_type_is_not_passed_over(kind: str, tmp_path: Any) -> None:
+    import polars as pl
+
+    cells: list[Any] = [None, datetime.time(3), datetime.time(1)]
+    if kind == "Duration":
+        cells = [None, datetime.timedelta(hours=3), datetime.timedelta(hours=1)]
+    elif kind == "List":
+        cells = [None, [3], [1]]
+    column = pl.Series("time", cells, dtype=pl.Object if kind == "Object" else None)
+    frame = pl.DataFrame({"time": column, "v": [1.0, 2.0, 3.0]})
+    source: Any = frame
+    if kind in {"Time", "Duration"}:
+        source = tmp_path / "t.parquet"
+        frame.write_parquet(source)
+    with pytest.raises(ValueError, match=r"--time: expected times that are known, got .*, row 2;"):
+        tables.read(source)
+    with pytest.raises(ValueError, match=f"--time: expected a column of text.*'time' of {kind}"):
+        tables.read(source, time="time")
+    assert tables.read(source, time="").series[0].values.tolist() == [1, 2, 3]
+    dated = frame.with_columns(date=pl.Series(DAYS[:3]))
+    assert tables.read(dated).time == "date"
+
+
+@pytest.mark.parametrize(("rule", "values"), [("first", [1, 2, 4, 5]), ("last", [1, 3, 4, 5])])
+def test_missing_cells_do_not_count_among_several_rows(rule: str, values: list[float]) -> None:
+    import polars as pl
+
+    cells = [None, 1, 2, 3, 4, None, 5]
+    frame = pl.DataFrame({"t": [1, 1, 2, 2, 3, 3, 4], "v": cells})
+    table = tables.read(frame, time="t", column="v", duplicates=rule)
+    assert table.series[0].values.tolist() == values
+    none = pl.DataFrame({"t": [1, 2, 2, 3], "v": [1, None, None, 3]})
+    (one,) = tables.read(none, time="t", duplicates=rule, max_missing=0.5).series
+    assert (one.values.tolist(), one.missing) == ([1, 2, 3], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from .._annotations import readable
 from .._check import Array, quoted
 from ._remedy import fix
-from ._times import MONTH_FORMS, Stamps, offset_of
+from ._times import LARGEST_COUNT, MONTH_FORMS, Stamps, offset_of
 
 __all__ = ["DAY", "UNITS", "Axis", "Step", "common_step", "find_axis", "floor_to", "parse_step"]
 
@@ -47,7 +48,7 @@ class Step:
 
     def __str__(self) -> str:
         if self.unit == "number":
-            return f"{self.count:g}"
+            return _plainly(float(self.count), self.count)
         count, unit = int(self.count), self.unit
         if unit == "month":
             count, unit = (count // 12, "year") if count % 12 == 0 else (count, unit)
@@ -177,7 +178,7 @@ class Axis:
         """
         times = self.at(k)
         if self.step.unit == "number":
-            return [_plainly(t) for t in times.tolist()]
+            return [_plainly(t, self.step.count) for t in times.tolist()]
         if self.zone is not None:
             return _in_zone(times, self.zone)
         return [self._label(t) for t in times]
@@ -198,9 +199,16 @@ class Axis:
         return str(seconds if t == seconds else t)
 
 
-def _plainly(number: float) -> str:
-    """Return a number as text: whole ones with all digits, others without those of rounding."""
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else f"{number:.10g}"
+def _plainly(number: float, step: float) -> str:
+    """Return a number as text: whole ones with all digits, others without those of rounding.
+
+    Numbers a step apart have different texts.
+    """
+    if not number.is_integer():
+        size, part = (math.floor(math.log10(abs(v))) for v in (number, step))
+        number = round(number, max(min(9 - part, 14 - size), 2 - part))
+    whole = number.is_integer() and abs(number) < LARGEST_COUNT
+    return str(int(number)) if whole else repr(number)
 
 
 def _in_zone(instants: Array, zone: str) -> list[str]:
@@ -291,7 +299,9 @@ def common_step(stamps: Stamps) -> Step | None:
     if len(stamps.values) < 2:
         return None
     if stamps.values.dtype.kind == "f":
-        return Step("number", _usual(np.diff(stamps.values)))
+        count = _usual(np.diff(stamps.values))
+        position = np.round((stamps.values - stamps.values[0]) / count)
+        return Step("number", _shortest(stamps.values, position, count))
     return _find_step(stamps)
 
 
@@ -331,10 +341,30 @@ def _numbered_axis(
     if (away | repeated).any():
         row = int((away | repeated).argmax())
         raise ValueError(
-            f"FILE: expected times with one step, got {values[row]:.10g} ({label(row)}) where the "
-            f"step is {count:.6g}"
+            f"FILE: expected times with one step, got {_plainly(float(values[row]), count)} "
+            f"({label(row)}) where the step is {_plainly(count, count)}"
         )
+    count = _shortest(values, position, count)
     return Axis(Step("number", count), float(values[0]), stamps.form), position.astype(np.int64), ""
+
+
+def _shortest(values: Array, position: Array, count: float) -> float:
+    """Return the step of fewest digits that gives the times as exactly as float64 holds them.
+
+    A difference of two large times has few digits that are right, and errors add up over the rows.
+    It is ``count`` where the times are not that regular.
+    """
+    if len(values) < 2 or position[-1] < 1:
+        return count
+    mean = float((values[-1] - values[0]) / position[-1])
+    most = 4 * np.spacing(np.abs(values).max())
+    if np.abs(values[0] + position * mean - values).max() > most:
+        return count
+    for digits in range(1, 16):
+        short = float(f"{mean:.{digits}g}")
+        if np.abs(values[0] + position * short - values).max() <= most:
+            return short
+    return mean
 
 
 def _parts(values: Array) -> tuple[Array, Array, Array, Array]:

@@ -50,6 +50,7 @@ class Raw:
         delimiter: the delimiter of a CSV file.
         lines: int64 [rows], the line of each row in a CSV file.
         notes: what is worth saying about the file.
+        others: columns that are neither text, numbers nor times of a calendar, by name.
     """
 
     columns: dict[str, Any]
@@ -58,6 +59,7 @@ class Raw:
     lines: Array | None = None
     notes: tuple[str, ...] = ()
     exact: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -228,8 +230,12 @@ def _from_frame(frame: Any) -> Raw:
     plain = {str(name): _plain(column) for name, column in columns.items()}
     rounded = {n: c for n, c in columns.items() if c.dtype.is_numeric() and c.dtype != pl.Float64}
     exact = {str(name): column for name, column in rounded.items()}
+    others = {str(name): column for name, column in columns.items() if plain[str(name)] is None}
     raw = Raw(
-        {n: c for n, c in plain.items() if c is not None}, f"a frame of {module}", exact=exact
+        {n: c for n, c in plain.items() if c is not None},
+        f"a frame of {module}",
+        exact=exact,
+        others=others,
     )
     if not raw.rows:
         raise ValueError("source: expected a frame with rows, got an empty one")

@@ -13,7 +13,7 @@ from ._remedy import argument, fix, has
 from ._table import Series
 from ._times import Stamps
 
-__all__ = ["Group", "sorted_stamps"]
+__all__ = ["Group", "fill_gaps", "sorted_stamps"]
 
 
 class Group:
@@ -123,7 +123,7 @@ class Group:
             self.notes.append(
                 f"{len(ordered) - len(first)} rows at the time of another one: {rule}{self._of()}"
             )
-        return {n: _reduce(v[ordered], first, count, rule) for n, v in used.items()}
+        return {n: _reduce(v[ordered], first, rule) for n, v in used.items()}
 
     def _ids(self, stamps: Stamps, ordered: Array, used: set[str]) -> list[str]:
         """Return columns that tell every row apart together with the time.
@@ -204,7 +204,8 @@ class Group:
                 f"{len(values) - end} rows after the last value of {column}{self._of()}{use}"
             )
         filled, missing = self._filled(column, values[begin:end])
-        observed = [self._filled(n, self.grid[n][begin:end])[0] for n in self.options.observed]
+        given = [self.grid[n][begin:end] for n in self.options.observed]
+        observed = [self._filled(n, v)[0] for n, v in zip(self.options.observed, given)]
         known = [self.grid[n] for n in self.options.known]
         last = end
         if known:  # as many rows of the future as all inputs have
@@ -224,6 +225,8 @@ class Group:
             np.stack(observed, 1) if observed else np.zeros((n, 0)),
             axis,
             missing,
+            values[begin:end],
+            np.stack(given, 1) if given else np.zeros((n, 0)),
         )
 
     def _filled(self, column: str, values: Array) -> tuple[Array, int]:
@@ -252,11 +255,21 @@ class Group:
                 f"FILE: expected {limit} in column {quoted(column)}{self._of()}, got {count} of "
                 f"{len(values)} ({100 * share:.0f}%), steps without a row included{advice}"
             )
-        there = np.flatnonzero(~missing)
-        if o.fill == "linear":
-            return np.interp(np.arange(len(values)), there, values[there]), count
-        before = np.maximum(np.searchsorted(there, np.arange(len(values)), side="right") - 1, 0)
-        return values[there[before]], count
+        return fill_gaps(values, o.fill), count
+
+
+def fill_gaps(values: Array, rule: str) -> Array:
+    """Fill what is missing by its neighbours, as ``--fill`` says; a column without values by 0."""
+    missing = np.isnan(values)
+    if not missing.any():
+        return values
+    there = np.flatnonzero(~missing)
+    if not there.size:
+        return np.zeros(len(values))
+    if rule == "linear":
+        return np.interp(np.arange(len(values)), there, values[there])
+    before = np.maximum(np.searchsorted(there, np.arange(len(values)), side="right") - 1, 0)
+    return np.asarray(values[there[before]])
 
 
 def sorted_stamps(stamps: Stamps, rows: Array) -> tuple[Stamps, Array]:
@@ -272,10 +285,16 @@ def sorted_stamps(stamps: Stamps, rows: Array) -> tuple[Stamps, Array]:
     return Stamps(stamps.values[kept], stamps.form, stamps.zone, instants), ordered
 
 
-def _reduce(values: Array, first: Array, count: Array, rule: str) -> Array:
+def _reduce(values: Array, first: Array, rule: str) -> Array:
     """Combine each run of values into one; missing ones do not count."""
     if rule in {"first", "last"}:
-        return values[first if rule == "first" else first + count - 1]
+        rows = np.arange(len(values))
+        missing = np.isnan(values)
+        if rule == "first":
+            taken = np.minimum.reduceat(np.where(missing, len(values), rows), first)
+            return np.asarray(values[np.where(taken < len(values), taken, first)])
+        taken = np.maximum.reduceat(np.where(missing, -1, rows), first)
+        return np.asarray(values[np.where(taken < 0, first, taken)])
     known = np.add.reduceat((~np.isnan(values)).astype(np.float64), first)
     total = np.add.reduceat(np.nan_to_num(values, nan=0.0), first)
     with np.errstate(invalid="ignore", divide="ignore"):

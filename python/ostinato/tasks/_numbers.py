@@ -187,7 +187,9 @@ class _Evidence:
         self.where = where
         self.seen: dict[str, str] = {}
         self.grouper: str | None = None
-        self.small_whole_numbers = False  # below 1,000, without a mark
+        # A cell with a dot before three digits, in a column that has whole numbers below 1,000 too:
+        # the dot may separate thousands.
+        self.beside_small: str | None = None
 
     def look(self, name: str, cells: Any, nulls: Sequence[str]) -> None:
         """Search a column for evidence."""
@@ -196,18 +198,16 @@ class _Evidence:
         if not has[","].any() and not has["."].any():
             return
         for kind, pattern in self.KINDS:
-            if kind in self.seen or not has[kind[-1]].any():
+            search = kind == "either ." and self.beside_small is None
+            if (kind in self.seen and not search) or not has[kind[-1]].any():
                 continue
             match = cells.str.contains(pattern)
             if match.any():
-                # A dot before three digits may separate thousands, if the column has small whole
-                # numbers too.
-                if kind == "either .":
-                    self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?[0-9]{1,3}$").any())
                 row = int(match.arg_max())
-                self.seen[kind] = (
-                    f"{quoted(cells[row])} in column {quoted(name)}, {self.where(row)}"
-                )
+                cell = f"{quoted(cells[row])} in column {quoted(name)}, {self.where(row)}"
+                self.seen.setdefault(kind, cell)
+                if search and cells.str.contains(r"^[+-]?[0-9]{1,3}$").any():
+                    self.beside_small = cell
 
     def _without_groupers(self, cells: Any) -> Any:
         """Remove spaces and apostrophes between groups of three, which are no decimal mark."""
@@ -245,9 +245,10 @@ class _Evidence:
                     otherwise=PLAINLY,
                 )
             )
-        if "either ." in self.seen and (delimiter == ";" or self.small_whole_numbers):
+        unclear = self.beside_small or (self.seen.get("either .") if delimiter == ";" else None)
+        if unclear:
             raise ValueError(
-                f"FILE: expected numbers that can be read in one way, got {self.seen['either .']}"
+                f"FILE: expected numbers that can be read in one way, got {unclear}"
                 + fix(
                     "--decimal '.' if the dot is the decimal mark, --thousands '.' if it "
                     "separates thousands",

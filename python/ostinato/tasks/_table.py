@@ -101,6 +101,9 @@ class Series:
         observed: float64 [n, O]: inputs that are known up to the present.
         axis: the times of positions; the first value is at position 0.
         missing: how many of the n values were filled.
+        measured: float64 [n], the values before they were filled, NaN where missing; None: as
+            ``values``.
+        inputs: float64 [n, O], ``observed`` before it was filled; None: as ``observed``.
     """
 
     name: str
@@ -109,6 +112,8 @@ class Series:
     observed: Array
     axis: Axis
     missing: int = 0
+    measured: Array | None = None
+    inputs: Array | None = None
 
     def times(self, begin: int, end: int) -> list[str]:
         """Return the times of a range of positions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,7 @@ def parse_times(
     time_format: str | None = None,
     form: str | None = None,
     timezone: str | None = None,
+    groups: Iterable[Array] | None = None,
 ) -> Stamps:
     """Read a column of text as times.
 
@@ -154,6 +155,7 @@ def parse_times(
             "year", "number".
         form: how an earlier file wrote its times; it decides where there are two readings.
         timezone: time zone of times that are written without one.
+        groups: the numbers of the rows of each series, for `localise`.
 
     Returns:
         The times.
@@ -201,7 +203,7 @@ def parse_times(
                 f"{quoted(name)}, {where(row)}"
             )
         if timezone is not None and stamps.zone is None:
-            stamps = localise(stamps, timezone, where, name)
+            stamps = localise(stamps, timezone, where, name, groups)
     return stamps
 
 
@@ -504,16 +506,23 @@ def check_zone(timezone: str) -> None:
         ) from None
 
 
-def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: str) -> Stamps:
+def localise(
+    stamps: Stamps,
+    timezone: str,
+    where: Callable[[int], str],
+    name: str,
+    groups: Iterable[Array] | None = None,
+) -> Stamps:
     """Give clocks their time zone.
 
-    Where the clocks show an hour twice, rows are taken for the earlier one first.
+    Where the clocks show an hour twice, rows of a series are taken for the earlier one first.
 
     Args:
         stamps: times without a zone.
         timezone: name of a zone, such as "Europe/Berlin".
         where: returns the line of a row, for errors.
         name: name of the column, for errors.
+        groups: the numbers of the rows of each series, ascending; None: all are of one.
 
     Returns:
         The times with their zone and instants.
@@ -542,12 +551,14 @@ def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: s
             "put forward"
         )
     instants = earlier.copy()
-    twice = np.flatnonzero(earlier != later)
-    if twice.size:
-        seen: set[Any] = set()
-        backwards = bool(stamps.values[0] > stamps.values[-1])
-        for row in twice[::-1] if backwards else twice:
-            if stamps.values[row] in seen:
-                instants[row] = later[row]
-            seen.add(stamps.values[row])
+    ambiguous = earlier != later
+    if ambiguous.any():
+        for rows in [np.arange(len(ambiguous))] if groups is None else groups:
+            twice = rows[ambiguous[rows]]
+            seen: set[Any] = set()
+            backwards = bool(stamps.values[rows[0]] > stamps.values[rows[-1]])
+            for row in twice[::-1] if backwards else twice:
+                if stamps.values[row] in seen:
+                    instants[row] = later[row]
+                seen.add(stamps.values[row])
     return Stamps(stamps.values, stamps.form, timezone, instants)

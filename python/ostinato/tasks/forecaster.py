@@ -325,22 +325,45 @@ class Forecaster:
         Raises:
             ValueError: the series are too short for the horizon, or `train` raises it.
         """
+        return cls._backtest(
+            series,
+            season,
+            options,
+            origins=origins,
+            refit=refit,
+            names=names,
+            known=known,
+            observed=observed,
+            report=report,
+        )
+
+    @classmethod
+    def _backtest(
+        cls,
+        series: Sequence[Array],
+        season: int,
+        options: ForecastOptions | None,
+        *,
+        origins: int = 4,
+        refit: bool = False,
+        names: Sequence[str] | None = None,
+        known: Sequence[Array] | None = None,
+        observed: Sequence[Array] | None = None,
+        report: Callable[[str], None] = print,
+        fill: Callable[[Array], Array] | None = None,
+    ) -> dict[str, Any]:
+        """Measure forecasts as `backtest` does; ``fill`` may fill what lies before an origin.
+
+        It gets each series and observed input up to the origin, ``[n]``, and returns it without
+        NaN: it sees nothing after the origin, and no filled row is a truth.
+        """
         options = ForecastOptions() if options is None else options
         _check.positive("origins", origins)
-        data = checked_series(series, season)
+        data = checked_series(series if fill is None else [fill(a) for a in series], season)
+        if fill is not None:
+            data = [np.asarray(a, np.float64) for a in series]
         shortest = min(len(a) for a in data)
-        horizon = options.horizon
-        if horizon is None:
-            horizon = horizon_for(None, season, min(shortest * 3 // 4, MOST_ROWS), report)
-        most = (shortest - max(2 * season, 12, season + 3 * horizon)) // horizon
-        if most < 1:
-            raise ValueError(
-                f"series: expected at least {max(2 * season, 12, season + 3 * horizon) + horizon} "
-                f"rows to test a horizon of {horizon}, got {shortest}; give a smaller horizon"
-            )
-        if most < origins:
-            report(f"{most} origins in place of {origins}, since {shortest} rows allow no more")
-            origins = most
+        horizon, origins = _tested(options.horizon, origins, season, shortest, report)
         options = ForecastOptions(**{**asdict(options), "horizon": horizon})
         rows: list[list[dict[str, float]]] = [[] for _ in data]
         model = None
@@ -348,6 +371,9 @@ class Forecaster:
             ends = [len(a) - k * horizon for a in data]
             past = [a[:end] for a, end in zip(data, ends)]
             before = None if observed is None else [a[:end] for a, end in zip(observed, ends)]
+            if fill is not None:
+                past = [fill(a) for a in past]
+                before = before and [_filled(a, fill) for a in before]
             if model is None or refit:
                 now = None if known is None else [a[:end] for a, end in zip(known, ends)]
                 model = cls.train(
@@ -444,6 +470,29 @@ class Forecaster:
             own = {n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)}
             member.load_state_dict(own)
         return model
+
+
+def _tested(
+    horizon: int | None, origins: int, season: int, shortest: int, report: Callable[[str], None]
+) -> tuple[int, int]:
+    """Return the horizon and the number of origins of a backtest that the rows allow."""
+    if horizon is None:
+        horizon = horizon_for(None, season, min(shortest * 3 // 4, MOST_ROWS), report)
+    least = max(2 * season, 12, season + 3 * horizon)
+    most = (shortest - least) // horizon
+    if most < 1:
+        raise ValueError(
+            f"series: expected at least {least + horizon} rows to test a horizon of {horizon}, "
+            f"got {shortest}; give a smaller horizon"
+        )
+    if most < origins:
+        report(f"{most} origins in place of {origins}, since {shortest} rows allow no more")
+    return horizon, min(most, origins)
+
+
+def _filled(inputs: Array, fill: Callable[[Array], Array]) -> Array:
+    """Return inputs ``[n, O]`` with each column filled."""
+    return np.stack([fill(column) for column in inputs.T], 1) if inputs.size else inputs
 
 
 def _network(options: ForecastOptions, inputs: int, member: int) -> nn.Sequential:

@@ -18,6 +18,7 @@ from .. import _check, safetensors
 from .._annotations import readable
 from .._check import Array
 from . import _picture, tables
+from ._group import fill_gaps
 from .forecaster import Forecaster, ForecastOptions, seasonal_naive
 from .models import MODEL, load_model, prepare_file, prepare_folder
 from .season import Season, find_season
@@ -94,7 +95,7 @@ def train_series(
     for one, s, k in zip(figures["series"], table.series, range(len(table.series))):
         one["name"] = s.name
         if ahead is not None:
-            one |= _one(s, ahead[k])
+            one |= _one(s, ahead[k], options)
     return {**figures, "seconds": time.perf_counter() - start}
 
 
@@ -139,7 +140,17 @@ def _fit(
         given["known"] = [s.known[: len(s.values)] for s in table.series]
     if table.options.observed:
         given["observed"] = [s.observed for s in table.series]
-    test = Forecaster.backtest(values, season, options, **given, report=report)
+    rows = {**given}
+    if table.options.observed:
+        rows["observed"] = [s.observed if s.inputs is None else s.inputs for s in table.series]
+    test = Forecaster._backtest(
+        [s.values if s.measured is None else s.measured for s in table.series],
+        season,
+        options,
+        **rows,
+        report=report,
+        fill=lambda past: fill_gaps(past, table.options.fill),
+    )
     horizon = int(test["horizon"])
     if needs_future and _future(table) < horizon:
         raise ValueError(f"--plot: expected {_wanted(table, horizon)}")
@@ -211,13 +222,17 @@ def _figures(table: tables.Table, season: Season, test: dict[str, Any]) -> dict[
     }
 
 
-def _one(series: tables.Series, ahead: Array) -> dict[str, Any]:
+def _median(ahead: Array, options: ForecastOptions) -> Array:
+    """Return the median [horizon] of quantiles [horizon, Q]; it need not be in their middle."""
+    return np.asarray(ahead[:, options.quantiles.index(0.5)])
+
+
+def _one(series: tables.Series, ahead: Array, options: ForecastOptions) -> dict[str, Any]:
     """Return the forecast of one series, for JSON: its times, median and band."""
     n = len(series.values)
-    middle = ahead.shape[1] // 2
     return {
         "times": series.times(n, n + len(ahead)),
-        "median": ahead[:, middle].tolist(),
+        "median": _median(ahead, options).tolist(),
         "low": ahead[:, 0].tolist(),
         "high": ahead[:, -1].tolist(),
     }
@@ -295,7 +310,9 @@ def forecast(
         "season": model.season,
         "horizon": model.horizon,
         "quantiles": list(model.options.quantiles),
-        "series": [{"name": s.name, **_one(s, a)} for s, a in zip(table.series, ahead)],
+        "series": [
+            {"name": s.name, **_one(s, a, model.options)} for s, a in zip(table.series, ahead)
+        ],
     }
     if out is not None:
         text = (
@@ -310,7 +327,7 @@ def forecast(
 
 
 def as_csv(figures: dict[str, Any]) -> str:
-    """Return forecasts as CSV, with a row for each series and time.
+    """Return forecasts as CSV, with a row for each series and time; no digit is lost.
 
     >>> one = {"name": "load", "times": ["7"], "median": [2.0], "low": [1.0], "high": [3.0]}
     >>> as_csv({"series": [one]}).splitlines()
@@ -327,7 +344,7 @@ def as_csv(figures: dict[str, Any]) -> str:
     rows.writerow(["series", "time", "median", "low", "high"])
     for s in figures["series"]:
         for at, *values in zip(s["times"], s["median"], s["low"], s["high"]):
-            rows.writerow([s["name"], at, *(f"{v:.10g}" for v in values)])
+            rows.writerow([s["name"], at, *(repr(float(v)).removesuffix(".0") for v in values)])
     return text.getvalue()
 
 
@@ -379,7 +396,7 @@ def _panel(
         label=f"{band:.0f}% band",
     )
     axes.plot(future, naive, color="tab:orange", lw=1.2, ls="--", label="seasonal-naive")
-    median = quantiles[:, model.options.quantiles.index(0.5)]
+    median = _median(quantiles, options)
     axes.plot(future, median, color="tab:blue", lw=1.8, label="median")
     zone = s.axis.zone and " (UTC)"
     axes.set_xlabel(

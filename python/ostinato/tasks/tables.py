@@ -132,12 +132,12 @@ class _Reader:
         self._check_options_of_times(time)
         self.marks = self._find_marks(time)
         columns = options.column or (self._value_column(time),)
-        stamps = self._stamps(time) if time else None
+        groups = self._groups()
+        stamps = self._stamps(time, groups) if time else None
         used = {
             n: self._numbers(n, n in options.known)
             for n in (*columns, *options.known, *options.observed)
         }
-        groups = self._groups()
         expected = self._expected_step(stamps, groups)
         series = []
         for name, rows in groups.items():
@@ -176,6 +176,11 @@ class _Reader:
         taken: dict[str, str] = {}
         for option, names in used:
             for name in names:
+                if name in self.raw.others:
+                    raise ValueError(
+                        f"{argument(option)}: expected a column of text, numbers, dates or "
+                        f"datetimes, got {quoted(name)} of {self.raw.others[name].dtype}"
+                    )
                 if name not in self.raw.columns:
                     known = some(list(self.raw.columns), plain=True)
                     if not has(option):
@@ -238,6 +243,14 @@ class _Reader:
                     "ignores them"
                 )
             found.append(name)
+        for name, cells in self.raw.others.items():
+            if name.lower() in TIME_NAMES and cells.null_count() < len(cells):
+                row = int(cells.is_not_null().arg_max())
+                raise ValueError(
+                    f"--time: expected times that are known, got {quoted(str(cells[row]))} in "
+                    f"column {quoted(name)}, {self.raw.where(row)}; make them dates, datetimes or "
+                    "text, --time '' ignores them"
+                )
         return found
 
     def _check_options_of_times(self, time: str | None) -> None:
@@ -359,16 +372,16 @@ class _Reader:
             )
         return values
 
-    def _stamps(self, time: str) -> Stamps:
+    def _stamps(self, time: str, groups: dict[str, Array]) -> Stamps:
         zone = self.options.timezone
         if zone is not None:  # also where the times have a zone of their own
             check_zone(zone)
-        stamps = self._stamps_of(time)
+        stamps = self._stamps_of(time, groups)
         if zone is not None and self.like is None and stamps.values.dtype.kind == "f":
             raise ValueError("--timezone: expected times of a calendar with it, got plain numbers")
         return stamps
 
-    def _stamps_of(self, time: str) -> Stamps:
+    def _stamps_of(self, time: str, groups: dict[str, Array]) -> Stamps:
         cells = self.raw.columns[time]
         if self.raw.is_time(time):
             if cells.null_count():
@@ -382,7 +395,9 @@ class _Reader:
             if zone is None:
                 stamps = Stamps(clocks, "date")
                 zoned = self.options.timezone
-                return stamps if zoned is None else localise(stamps, zoned, self.raw.where, time)
+                if zoned is None:
+                    return stamps
+                return localise(stamps, zoned, self.raw.where, time, groups.values())
             instants = (
                 cells.dt.convert_time_zone("UTC")
                 .dt.replace_time_zone(None)
@@ -397,6 +412,7 @@ class _Reader:
             time_format=self.options.time_format,
             form=(self.like or {}).get("form"),
             timezone=self.options.timezone,
+            groups=groups.values(),
         )
 
     def _groups(self) -> dict[str, Array]:
@@ -429,8 +445,8 @@ class _Reader:
         found: dict[Step, str] = {}
         for name, rows in groups.items():
             step = common_step(sorted_stamps(stamps, rows)[0])
-            if step is not None:
-                found.setdefault(step, name)
+            if step is not None and not any(_rounded(step, other) for other in found):
+                found[step] = name
         for step in found:
             if trained is not None and not _same(step, trained):
                 raise ValueError(
@@ -445,6 +461,13 @@ class _Reader:
                 f"{quoted(second)}"
             )
         return next(iter(found)) if len(groups) > 1 and found else None
+
+
+def _rounded(a: Step, b: Step) -> bool:
+    """Return whether steps differ by no more than the rounding of times that are numbers."""
+    return a == b or (
+        a.unit == b.unit == "number" and bool(np.isclose(a.count, b.count, rtol=1e-4, atol=0))
+    )
 
 
 def _same(a: Step, b: Step) -> bool:
