@@ -425,6 +425,9 @@ def test_windows_are_not_for_layers_that_read_several_steps() -> None:
         ost.Trainer(wide, losses.MSE(), tbptt=(2, 4))
     narrow = nn.Sequential(nn.Conv1d(1, 2, 1), nn.GRU(2, 3), nn.Linear(3, 1))
     ost.Trainer(narrow, losses.MSE(), tbptt=(2, 4))
+    parts = nn.Embedding(5, 2), nn.LSTM(2, 6), nn.Linear(6, 5)
+    decoder = nn.Decoder(*parts, attention=nn.Attention(), memory_size=6, feed="none")
+    ost.Trainer(decoder, losses.CrossEntropy(), tbptt=(2, 4))  # it attends to a memory
     text = np.arange(40) % 5
     loader = ost.data.StreamLoader(text, batch_size=2, window=4)
     ends = nn.Embedding(5, 2), nn.Linear(2, 5)
@@ -445,3 +448,24 @@ def test_weights_of_outputs_of_which_there_are_fewer_than_steps() -> None:
     chosen = {"lengths": lengths, "weights": np.array([1.0, 0, 0, 0])}
     alone = trainer.evaluate([(x[:1], y[:1], {"lengths": lengths[:1]})])
     assert trainer.evaluate([(x, y, chosen)]) == pytest.approx(alone)
+
+
+def test_a_loss_of_ones_own_of_whole_sequences_counts_by_their_weights() -> None:
+    class Whole(OwnError):
+        takes_sequences = True
+
+        def __call__(  # type: ignore[override]
+            self, y: Any, target: Any, lengths: Any = None, *, weights: Any = None
+        ) -> tuple[float, Any]:
+            each = weights[:, None] * (np.arange(y.shape[1]) < lengths[:, None])
+            d = y - target
+            slopes = 2 * d * each[..., None] / weights.sum()
+            return float((d * d * each[..., None]).sum() / weights.sum()), slopes
+
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(6, 5, 2)), r.normal(size=(6, 5, 2))
+    given = {"lengths": np.array([5, 1, 2, 4, 1, 3]), "weights": r.random(6) + 0.1}
+    model = nn.GRU(2, 2, batch_first=True, dtype=np.float64, rng=0)
+    trainer = ost.Trainer(model, Whole(), optim.SGD(1.0))
+    figures = [trainer.evaluate((x, y, given), batch_size=b)["loss"] for b in (6, 2, 1)]
+    np.testing.assert_allclose(figures, figures[0], rtol=1e-12)

@@ -93,9 +93,7 @@ class _Maker:
         self.notes: list[str] = []
         self.skipped: list[str] = []
         self.chain: list[tuple[str, Any, bool]] = []  # the last: whether its final state alone
-        self.finals: set[str] = (
-            set()
-        )  # of which the second output, h, is read in place of the first
+        self.finals: set[str] = set()  # those of which h is read in place of the first output
         self.ranks: dict[str, int] = {}  # of outputs, where they are known
         arrays = (a for part in content.parts for group in part.weights for a in group)
         self.dtype = next((a.dtype for a in arrays), np.dtype(np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._annotations import readable
-from ..nn import Attention, Conv1d, Layer, Model
+from ..nn import Attention, Conv1d, Decoder, Layer, Model
 
 
 def uncarried(model: Layer) -> Layer | None:
@@ -28,6 +28,8 @@ def uncarried(model: Layer) -> Layer | None:
         return model if model.kernel_size > 1 else None
     if isinstance(model, Attention):
         return model
+    if isinstance(model, Decoder):  # whose attention reads a memory, the same in each window
+        return None
     if isinstance(model, Model) and type(model).__module__.partition(".")[0] != "ostinato":
         return None
     found = (uncarried(layer) for layer in model._children().values())

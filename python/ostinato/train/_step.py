@@ -107,7 +107,7 @@ def measure(
         value, gradient_of_y = loss(y, target, counts, **given)
         if weights is not None:
             w = np.asarray(_device.host(weights))
-            on = None if counts is None else _taken(counts, w.shape, time_major)
+            on = None if loss.takes_sequences else loss._mask(y, counts)  # one a sequence
             weight = float(w.sum() if on is None else w[on].sum())
         elif counts is None:
             weight = float(math.prod(y.shape[:-1]))
@@ -118,16 +118,6 @@ def measure(
     dy = dy.rows if isinstance(dy, Ragged) else dy
     total, count = _deferred.number(total), _deferred.number(count)
     return _deferred.quotient(total, count), count, dy
-
-
-def _taken(counts: Any, shape: tuple[int, ...], time_major: bool) -> Array:
-    """Return which steps of ``[T,B]`` (``[B,T]``) lengths or a mask let count."""
-    given = np.asarray(_device.host(counts))
-    if given.dtype == np.bool_:
-        return given
-    steps = np.arange(shape[0 if time_major else 1])
-    on: Array = steps[:, None] < given if time_major else steps < given[:, None]
-    return on
 
 
 def _calls(loss: Loss) -> bool:
