@@ -167,7 +167,7 @@ class Backward {
         const Index interleaved = interleaved_rows(c, row_block_rows);
         w.operand_words[q] = arena.take<const W*>(interleaved);
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(interleaved);
-        w.interleaved_operands[q] = arena.take<W>(interleaved * operand_stride(s.depth(q)));
+        w.interleaved_operands[q] = arena.take<W>(interleaved * operand_stride(s.depth(q)) * P::kParts);
         w.interleaved_da[q] = same ? w.interleaved_da[0] : arena.take<W>(interleaved * s.row_stride(q));
       } else if (const Index depth = s.projects(q) ? 0 : c.copied[q > 0]; depth > 0) {
         w.operand_words[q] = arena.take<const W*>(rows);
@@ -860,7 +860,7 @@ class Backward {
 
   // The operands (and da) of product q as words of kPack rows each, for the weight gradients.
   void interleave_rows(Space& w, int q, Index n, int index, int count) {
-    const Index stride = operand_stride(s_.depth(q));
+    const Index stride = operand_stride(s_.depth(q)) * P::kParts;
     Index to = 0;
     for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
       for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
@@ -873,7 +873,7 @@ class Backward {
           operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
           da[k] = there ? w.da_rows[q][i + k] : nullptr;
         }
-        if (!looked_up(q)) P::interleave_rows(operands, s_.depth(q), w.interleaved_operands[q] + to * stride);
+        if (!looked_up(q)) P::interleave_operands(operands, s_.depth(q), w.interleaved_operands[q] + to * stride);
         if constexpr (P::kEncodes)
           if (!(q == 1 && kSharedDa)) P::interleave_rows(da, s_.width(q), w.interleaved_da[q] + to * s_.row_stride(q));
       }

@@ -122,7 +122,7 @@ class Forward {
     const Layout<C, P> s(inputs[0], widths);
     const Cut& cut = kCuts.of[C::kPhases[0].product.count() * s.units(0)];
     const Index rows = out->row_block_rows;
-    out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, cut.rows))));
+    out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, tile_rows<P>(cut.rows)))));
     out->tile_vectors = 0;  // the most
     for (int p = 0, n; p < cut.pieces; p += n) {
       n = cut.panels_from(p, Multiply<P>::panels_side_by_side(out->tile_rows));

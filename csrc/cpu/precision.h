@@ -7,7 +7,9 @@
 //             a scale a row. Sums are exact in int32, so only the rounding of the operands is lost. Forward only.
 //
 // Sets without the instruction (VDPBF16PS, VPDPBUSD; BFDOT, USDOT or SDOT on aarch64) widen first: the same values in more
-// instructions. AVX2's own VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
+// instructions. With AVX2 and AVX-512 a word is then multiplied in two parts, one after the other, and rows of operands lie in memory
+// as parts, so that a part is broadcast by one load (Zen 3, LSTM: bfloat16 1.7 times as fast as with words of both, whose shift
+// gcc makes in another register file). AVX2's own VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
 #pragma once
 #include "simd.h"
 
@@ -19,13 +21,16 @@ struct Exact {
   using Word = T;
   using Acc = Vec<T>;
   using Weights = Vec<T>;
-  static constexpr int kPack = 1, kHead = 0;  // elements a word; rows of a panel before the first word
+  using Factor = Vec<T>;                                  // what is multiplied: a part of a vector of words
+  static constexpr int kPack = 1, kParts = 1, kHead = 0;  // elements and parts a word; rows of a panel before the first word
   static constexpr bool kEncodes = false, kSumsAreExact = false;
   static OST_HD Weights load(const T* p) { return Weights::load(p); }
   static OST_HD Weights load_encoded(const T* p, Index n) { return n < Weights::kLanes ? Weights::load_part(p, int(n)) : Weights::load(p); }
   static OST_HD Weights splat(T x) { return Weights(x); }
+  static OST_HD Factor factor(const T* p, int) { return Weights::load(p); }
+  static OST_HD Factor operand(T x) { return Weights(x); }
   static OST_HD Acc start(const T* init, const T*) { return Acc::load(init); }
-  static OST_HD Acc multiply(Weights x, Weights w, Acc acc) { return fma(x, w, acc); }
+  static OST_HD Acc multiply(Factor x, Factor w, Acc acc) { return fma(x, w, acc); }
   static OST_HD Vec<T> finish(Acc acc, const T*, const T*, const T*) { return acc; }
   static OST_HD const T* encode(const T* row, Index, T*) { return row; }
   // Word i of the result: element i of kPack rows; a row that is null counts as zeros.
@@ -35,6 +40,7 @@ struct Exact {
     else
       __builtin_memset(out, 0, std::size_t(n) * sizeof(T));
   }
+  static OST_HD void interleave_operands(const T* const* rows, Index n, T* out) { interleave_rows(rows, n, out); }
 };
 
 OST_HD Words load_words(const std::uint32_t* p) {
@@ -43,6 +49,14 @@ OST_HD Words load_words(const std::uint32_t* p) {
   return w;
 }
 OST_HD Words splat_word(std::uint32_t x) { return Words{} + x; }
+
+// Sets that multiply words in two parts: wide vectors without an instruction for words of two bfloat16, or of four bytes.
+#if defined(__AVX2__) && !defined(__AVX512BF16__)
+#define OST_HALVES_IN_PARTS
+#endif
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#define OST_BYTES_IN_PARTS
+#endif
 
 // Two floats a lane from the bits of two bfloat16, and back.
 OST_HD Vec<float> low_half(Words w) { return (Vec<float>::Raw)(w << 16); }
@@ -62,12 +76,29 @@ struct BFloat {
   using Weights = Words;
   static constexpr int kPack = 2, kHead = 0;
   static constexpr bool kEncodes = true, kSumsAreExact = false;
+#if defined(OST_HALVES_IN_PARTS)  // each is a float
+  using Factor = Vec<float>;
+  static constexpr int kParts = 2;
+  static OST_HD Factor factor(const Word* p, int part) { return part == 0 ? low_half(load(p)) : high_half(load(p)); }
+  static OST_HD Factor operand(Word x) {
+    float bits;
+    __builtin_memcpy(&bits, &x, sizeof x);
+    return Factor(bits);
+  }
+#else
+  using Factor = Words;
+  static constexpr int kParts = 1;
+  static OST_HD Factor factor(const Word* p, int) { return load(p); }
+  static OST_HD Factor operand(Word x) { return splat(x); }
+#endif
   static OST_HD Words load(const Word* p) { return load_words(p); }
   static OST_HD Words load_encoded(const Word* p, Index) { return load_words(p); }  // encoded rows are whole vectors
   static OST_HD Words splat(Word x) { return splat_word(x); }
   static OST_HD Acc start(const float* init, const Word*) { return Acc::load(init); }
-  static OST_HD Acc multiply(Words x, Words w, Acc acc) {
-#if defined(__AVX512BF16__)
+  static OST_HD Acc multiply(Factor x, Factor w, Acc acc) {
+#if defined(OST_HALVES_IN_PARTS)
+    return fma(x, w, acc);
+#elif defined(__AVX512BF16__)
     return (Acc::Raw)_mm512_dpbf16_ps((__m512)acc.v, (__m512bh)x, (__m512bh)w);
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
     return (Acc::Raw)vbfdotq_f32((float32x4_t)acc.v, (bfloat16x8_t)x, (bfloat16x8_t)w);
@@ -78,6 +109,18 @@ struct BFloat {
   static OST_HD Vec<float> finish(Acc acc, const float*, const Word*, const Word*) { return acc; }
 
   static const Word* encode(const float* row, Index n, Word* out) {
+#if defined(OST_HALVES_IN_PARTS)
+    using V = Vec<float>;
+    for (Index i = 0; i < n; i += V::kLanes) {
+      const Words bits = half_bits(n - i >= V::kLanes ? V::load(row + i) : V::load_part(row + i, int(n - i))) << 16;
+      __builtin_memcpy(out + i, &bits, kVectorBytes);
+    }
+    return out;
+#else
+    return encode_weights(row, n, out, nullptr, nullptr);
+#endif
+  }
+  static const Word* encode_weights(const float* row, Index n, Word* out, Word*, Word*) {
     constexpr int L = Vec<float>::kLanes;
     std::uint16_t* to = reinterpret_cast<std::uint16_t*>(out);
     Index i = 0;
@@ -116,6 +159,15 @@ struct BFloat {
         __builtin_memcpy(out + i, &pairs, std::size_t(n - i) * sizeof(Word));
     }
   }
+  // Of operands, the parts of a word side by side.
+  static void interleave_operands(const float* const* rows, Index n, Word* out) {
+    interleave_rows(rows, n, out);
+    if constexpr (kParts > 1)
+      for (Index i = n; i-- > 0;) {
+        const Word pair = out[i];
+        out[2 * i] = pair << 16, out[2 * i + 1] = pair & 0xffff0000u;
+      }
+  }
 };
 
 struct Int8 {
@@ -125,20 +177,33 @@ struct Int8 {
     Ints v;
   };
   using Weights = Words;
+  using Factor = Words;
+  typedef std::int16_t Shorts __attribute__((vector_size(kVectorBytes)));
   static constexpr int kPack = 4, kHead = 2;  // head: minus 128 times the sum of each column, and its scale
   static constexpr bool kEncodes = true, kSumsAreExact = true;
   static OST_HD Words load(const Word* p) { return load_words(p); }
   static OST_HD Words load_encoded(const Word* p, Index) { return load_words(p); }  // encoded rows are whole vectors
   static OST_HD Words splat(Word x) { return splat_word(x); }
+#if defined(OST_BYTES_IN_PARTS)  // the bytes 0 and 2, and 1 and 3, as 16 bits each
+  static constexpr int kParts = 2;
+  static OST_HD Factor factor(const Word* p, int part) {
+    const Words w = load(p);
+    return (Words)((part == 0 ? (Shorts)w << 8 : (Shorts)w) >> 8);
+  }
+#else
+  static constexpr int kParts = 1;
+  static OST_HD Factor factor(const Word* p, int) { return load(p); }
+#endif
+  static OST_HD Factor operand(Word x) { return splat(x); }
 #if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
   // SDOT takes signed bytes: x - 128, which is x with its highest bit turned, needs no correction.
   static constexpr Word kOne = 0x81818181u;  // a word of four operands that are one
   static OST_HD Acc start(const float*, const Word*) { return {Ints{}}; }
 #else
-  static constexpr Word kOne = 0x01010101u;
+  static constexpr Word kOne = kParts == 1 ? 0x01010101u : 0x00010001u;
   static OST_HD Acc start(const float*, const Word* head) { return {(Ints)load_words(head)}; }
 #endif
-  static OST_HD Acc multiply(Words x, Words w, Acc acc) {
+  static OST_HD Acc multiply(Factor x, Factor w, Acc acc) {
 #if defined(__AVX512VNNI__)
     return {(Ints)_mm512_dpbusd_epi32((__m512i)acc.v, (__m512i)x, (__m512i)w)};
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
@@ -146,15 +211,12 @@ struct Int8 {
 #elif defined(__ARM_FEATURE_DOTPROD)
     return {(Ints)vdotq_s32((int32x4_t)acc.v, (int8x16_t)(x ^ 0x80808080u), (int8x16_t)w)};
 #elif defined(__AVX512BW__)
-    const __m512i a = (__m512i)x, b = (__m512i)w, even = _mm512_set1_epi16(255);
-    const __m512i low = _mm512_madd_epi16(_mm512_and_si512(a, even), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
-    const __m512i high = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
-    return {acc.v + (Ints)low + (Ints)high};
+    return {acc.v + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w)};
 #elif defined(__AVX2__)
-    const __m256i a = (__m256i)x, b = (__m256i)w, even = _mm256_set1_epi16(255);
-    const __m256i low = _mm256_madd_epi16(_mm256_and_si256(a, even), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
-    const __m256i high = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
-    return {acc.v + (Ints)low + (Ints)high};
+    // Both in one piece: gcc would take all products of a part before it adds them, and keep those in memory.
+    Words product;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc.v), "=&x"(product) : "x"(x), "x"(w));
+    return acc;
 #else
     for (int k = 0; k < 4; ++k) acc.v += (Ints)(x >> (8 * k) & 255u) * ((Ints)(w << (24 - 8 * k)) >> 24);
     return acc;
@@ -198,7 +260,8 @@ struct Int8 {
     const auto* bytes_of = reinterpret_cast<const std::int8_t*>(out);
     Acc sums{Ints{}};
     Index i = 0;
-    for (; i + L * kPack <= n; i += L * kPack) sums = multiply(splat(kOne), load(out + i / kPack), sums);
+    for (; i + L * kPack <= n; i += L * kPack)
+      for (int part = 0; part < kParts; ++part) sums = multiply(splat(kOne), factor(out + i / kPack, part), sums);
     std::int32_t sum = 0;
     for (Index lane = 0; lane < L; ++lane) sum += sums.v[lane];
     for (; i < n; ++i) sum += bytes_of[i];
@@ -207,7 +270,13 @@ struct Int8 {
   }
   static const Word* encode(const float* row, Index n, Word* out) {
     const float scale = bytes(row, n, 128, out);
-    __builtin_memcpy(out + ceil_div(n, kPack), &scale, 4);
+    const Index count = ceil_div(n, kPack);
+    if constexpr (kParts > 1)
+      for (Index i = count; i-- > 0;) {
+        const Word word = out[i];
+        out[2 * i] = word & 0x00ff00ffu, out[2 * i + 1] = word >> 8 & 0x00ff00ffu;
+      }
+    __builtin_memcpy(out + kParts * count, &scale, 4);
     return out;
   }
 };
@@ -220,11 +289,11 @@ template <class P>
 OST_HD constexpr Index panel_rows(Index depth) {
   return words<P>(depth) + P::kHead;
 }
-// Words to set aside for an encoded row: whole vectors, and one more for the scale.
+// Words to set aside for an encoded row, of operands or of weights: whole vectors, and one more for the scale.
 template <class P>
 OST_HD constexpr Index row_words(Index depth) {
   constexpr int L = Vec<typename P::Real>::kLanes;
-  return P::kEncodes ? ceil_div(depth, L * P::kPack) * L + L : 0;
+  return P::kEncodes ? ceil_div(depth, L * P::kPack) * L * P::kParts + L : 0;
 }
 
 // An L x L square of words, rows to columns: log2 L rounds in which rows i and i + D change their off-diagonal blocks.

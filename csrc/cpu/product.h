@@ -35,6 +35,11 @@ struct Cut {
     return p + 1 < pieces && piece[p + 1].count == piece[p].count ? side_by_side : 1;
   }
 };
+// Where words have parts, a register less is left for sums: that of a mask, or of a product that is still to be added.
+template <class P>
+constexpr int tile_rows(int rows) {
+  return rows - (P::kParts > 1 && kRegisters == 16);
+}
 constexpr int kMostVectors = 16;  // of a group of units, with all its columns
 constexpr Cut cut_vectors(int vectors) {
   Cut cut{(vectors + kMaxVectors - 1) / kMaxVectors, kMaxRows, {}};
@@ -105,27 +110,33 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
   const std::uintptr_t distance = MR <= kFewRows || depth >= kDeepPanel ? kPrefetchBytes : 0;
   Index k = 0;
   do {  // depth >= 1; a loop that may be empty makes gcc copy the accumulators through the stack
-    typename P::Weights b[G * N];
 #pragma GCC unroll 2
-    for (int g = 0; g < G; ++g) {
+    for (int part = 0; part < P::kParts; ++part) {
+      typename P::Factor b[G * N];
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+        if constexpr (P::kParts > 1) asm("" : "+r"(at[g]));  // read again for the second part: words would take registers of sums
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) b[g * N + j] = P::load(at[g] + j * L);
-      // Not a sum of pointers, which must not leave what it points into.
-      if constexpr (kAvx2) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at[g]) + distance));
-      at[g] += N * L;
-    }
+        for (int j = 0; j < N; ++j) b[g * N + j] = P::factor(at[g] + j * L, part);
+        if (part + 1 < P::kParts) continue;
+        // Not a sum of pointers, which must not leave what it points into.
+        if constexpr (kAvx2) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at[g]) + distance));
+        at[g] += N * L;
+      }
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const auto x = P::splat(row[m][k]);
+      for (int m = 0; m < MR; ++m) {
+        const auto x = P::operand(row[m][k * P::kParts + part]);
 #pragma GCC unroll 8
-      for (int j = 0; j < G * N; ++j) acc[m][j] = P::multiply(x, b[j], acc[m][j]);
+        for (int j = 0; j < G * N; ++j) acc[m][j] = P::multiply(x, b[j], acc[m][j]);
+      }
     }
   } while (++k < depth);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < G * N; ++j)
-      P::finish(acc[m][j], init[m] + first + j * L, head[j / N] + (N + j % N) * L, row[m] + depth).store(out[m] + first + j * L);
+      P::finish(acc[m][j], init[m] + first + j * L, head[j / N] + (N + j % N) * L, row[m] + depth * P::kParts)
+          .store(out[m] + first + j * L);
 }
 
 // Sums over so many rows take as long as the tile that they are added to takes to come from memory: it is prefetched.
@@ -155,17 +166,21 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
       for (int j = 0; j < N; j += kLineVectors) __builtin_prefetch(out + m * out_stride + j * V::kLanes, 1);
   }
   for (Index k = 0; k < depth; ++k) {
-    const auto* x = a[k] + column;
+    const auto* x = a[k] + column * P::kParts;
     const auto* d = b[k] + offset;
     asm("" : "+r"(x), "+r"(d));  // one address each: gcc would keep one for every column, more than there are registers
-    typename P::Weights v[N];
+#pragma GCC unroll 2
+    for (int part = 0; part < P::kParts; ++part) {
+      typename P::Factor v[N];
+      if constexpr (P::kParts > 1) asm("" : "+r"(d));
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) v[j] = P::load(d + j * V::kLanes);
+      for (int j = 0; j < N; ++j) v[j] = P::factor(d + j * V::kLanes, part);
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const auto s = P::splat(x[m]);
+      for (int m = 0; m < MR; ++m) {
+        const auto s = P::operand(x[m * P::kParts + part]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = P::multiply(s, v[j], acc[m][j]);
+        for (int j = 0; j < N; ++j) acc[m][j] = P::multiply(s, v[j], acc[m][j]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -177,7 +192,7 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
     }
 }
 
-// Tables [vectors - 1][rows - 1] of both, filled for rows <= max_rows(vectors). What cannot be trained has no outer products.
+// Tables [vectors - 1][rows - 1] of both, filled for rows <= tile_rows(max_rows(vectors)). What cannot be trained has no outer products.
 template <class P>
 struct Products {
   TileProduct<P> product[kMaxVectors][kMaxRows];
@@ -187,9 +202,9 @@ struct Products {
 
 template <class P, int N, int MR>
 constexpr void fill_products(Products<P>& p) {
-  if constexpr (MR <= max_rows(N)) {
+  if constexpr (MR <= tile_rows<P>(max_rows(N))) {
     p.product[N - 1][MR - 1] = tile_product<P, MR, N, 1>;
-    if constexpr (N > 1 && MR <= kPairRows && !P::kEncodes) p.two_panels[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
+    if constexpr (N > 1 && MR <= kPairRows) p.two_panels[N - 1][MR - 1] = tile_product<P, MR, N, 2>;
     if constexpr (P::kHead == 0) p.outer[N - 1][MR - 1] = tile_outer<P, MR, N>;
     fill_products<P, N, MR + 1>(p);
   } else if constexpr (N < kMaxVectors) {
@@ -214,7 +229,7 @@ class Multiply {
  public:
   OST_HD Multiply(Multiplier by, Index rows) : by_(kHasTiles && tiles_take<P>(rows) ? by : Multiplier::kVectors) {}
   OST_HD bool vectors() const { return !kHasTiles || !P::kEncodes || by_ == Multiplier::kVectors; }
-  OST_HD int most_rows(int of_vectors) const { return vectors() ? of_vectors : kTileRows; }  // at once
+  OST_HD int most_rows(int of_vectors) const { return vectors() ? tile_rows<P>(of_vectors) : kTileRows; }  // at once
 
   OST_HD void product(int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init, T* const* out,
                       Index first) const {
@@ -223,7 +238,7 @@ class Multiply {
     if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out, first);
 #endif
   }
-  static int panels_side_by_side(Index rows) { return kPairRows > 0 && !P::kEncodes && rows <= kPairRows ? 2 : 1; }
+  static int panels_side_by_side(Index rows) { return kPairRows > 0 && rows <= kPairRows ? 2 : 1; }
   // So many panels of as many vectors each, one behind the other.
   OST_HD void product(int panels, int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init,
                       T* const* out, Index first) const {

@@ -11,7 +11,7 @@ constexpr int kMaxCalls = 8;    // a group's; a taller stack is several groups
 constexpr Index kFewSteps = 4;  // 0.2 ms of an LSTM with H = 512 on one thread
 
 template <class P>
-inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 4 ? 1.0 : 0.5);  // of one thread, for the plan
+inline constexpr double kFlops = 1e11 * P::kPack / P::kParts * (sizeof(typename P::Real) == 4 ? 1.0 : 0.5);  // of one thread, for the plan
 
 struct Schedule {
   Plan plan;
