@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from ostinato import _device
+from ostinato._recording import Variable
 
 HOST = (
     int,
@@ -78,6 +79,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         assert method == "__call__", method
+        if any(type(x) is Variable for x in inputs):
+            return NotImplemented  # as CuPy for all that it does not know
         if "out" in kwargs:
             kwargs["out"] = tuple(unwrap(o) for o in kwargs["out"])
         return wrap(

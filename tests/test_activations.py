@@ -367,8 +367,11 @@ def test_errors_of_functional() -> None:
     x = np.ones((2, 1, 1))
     f = ost.functional
     three = np.ones((3, 1))
-    with pytest.raises(ValueError, match="weight_peephole: expected None for gru, got 'a ndarray'"):
+    with pytest.raises(ValueError, match="weight_peephole: expected None for gru, got a ndarray"):
         f.pack("gru", three, three, weight_peephole=three)
+    assert f.pack("gru", three, three, coupled_gates=np.bool_(False)).cell == "gru"  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"weight_hr: expected a numpy.ndarray, got NoneType"):
+        f.Packed("lstm_projected", [*w, None, None], False)
     with pytest.raises(ValueError, match="reset_after: expected True for rnn, got False"):
         f.pack("rnn", np.ones((1, 1)), np.ones((1, 1)), reset_after=False)
     weights, other = [np.ones((1, 1)), np.ones((1, 1)), None, None, None], (99.0, 0.0, 0.0, 0.0)

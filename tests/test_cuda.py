@@ -64,6 +64,7 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             {**absent, own: ImportError("libfoo.so is missing")},
             f"{own} does not load: libfoo.so is missing",
         ),
+        ({**absent, other: SyntaxError("it is damaged")}, f"{other} does not load: it is damaged"),
         (
             {**absent, own: old},
             f"{own}: {told}build ostinato again with -C cmake.define.OSTINATO_CUDA=ON, or remove "

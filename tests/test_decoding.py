@@ -482,6 +482,30 @@ def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
     return model
 
 
+@pytest.mark.parametrize("where", ["label", "end"])
+def test_a_language_model_that_is_no_number(where: str) -> None:
+    """NaN would drop hypotheses; at the blank it may stand."""
+
+    class Wrong(decoding.LanguageModel):
+        def start(self) -> int:
+            return 0
+
+        def advance(self, state: int, label: int) -> int:
+            return state + 1
+
+        def log_probabilities(self, state: int) -> Any:
+            return np.array([np.nan, -1.0, np.nan if state and where == "label" else -1.0])
+
+        def end(self, state: int) -> float:
+            return np.nan if state and where == "end" else -1.0
+
+    y = np.zeros((2, 1, 3))
+    with pytest.raises(ValueError, match=r"language_model: .*, got NaN after labels \[1\]"):
+        decoding.ctc_beam_search(y, language_model=Wrong())
+    assert decoding.ctc_beam_search(y, language_model=Wrong(), weight=0.0)[0]
+    assert decoding.ctc_beam_search(y[:0], language_model=Wrong())[0]
+
+
 def test_a_stream_is_a_language_model() -> None:
     model = language()
     lm = decoding.StreamModel(model, start=0, end=5)

@@ -135,3 +135,79 @@ def test_arguments_that_a_layer_does_not_take(right: dict[str, Any], tmp_path: P
             told.append(str(e))
     assert len(told) > 10
     assert [text for text in told if "expected" not in text or len(text) > 2000] == []
+
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    "bool of NumPy": {"bias": np.bool_(False)},
+    "bool in an array": {"bias": np.array(False)},
+    "number in an array": {"num_layers": np.array(2)},
+    "dtype of Python": {"dtype": float},
+    "rate in an array": {"num_layers": 2, "dropout": np.array(0.25)},
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_arguments_that_stand_for_plain_values_are_written(kind: str, tmp_path: Path) -> None:
+    made = ost.nn.GRU(np.array(3), 4, **WRITTEN[kind], rng=0)  # type: ignore[arg-type]
+    made.save(tmp_path / "gru.safetensors")
+    again = ost.load(tmp_path / "gru.safetensors")
+    assert (repr(again), again.dtype) == (repr(made), made.dtype)
+    assert np.array_equal(again.parameters()["weight_hh_l0"], made.parameters()["weight_hh_l0"])
+
+
+class Holder(ost.nn.Model):
+    def __init__(self, inner: ost.nn.Layer) -> None:
+        self.inner = inner
+
+    def __call__(self, x: Any) -> Any:
+        y = self.inner(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def row(*more: ost.nn.Layer) -> ost.nn.Sequential:
+    return ost.nn.Sequential(ost.nn.Linear(3, 3, rng=0), *more)
+
+
+CHANGED: dict[str, tuple[ost.nn.Layer, ost.nn.Layer, str]] = {
+    "another": (
+        ost.nn.Activation("tanh"),
+        ost.nn.Softmax(),
+        r"path: expected a layer Activation at 'inner', .* got 'Softmax'",
+    ),
+    "inside": (
+        row(ost.nn.Activation("tanh")),
+        row(ost.nn.Softmax()),
+        r"path: expected a layer Activation at 'inner.1', .* got 'Softmax'",
+    ),
+    "one more": (
+        row(),
+        row(ost.nn.Softmax()),
+        r"path: expected no layer at 'inner.1', .* got 'Softmax'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_layers_changed_after_a_model_was_made_are_not_lost(kind: str, tmp_path: Path) -> None:
+    path, (first, then, message) = tmp_path / "model.safetensors", CHANGED[kind]
+    model = Holder(first)
+    model.save(path)
+    assert repr(ost.load(path, Holder)) == repr(model)
+    model.inner = then
+    model.save(path)
+    with pytest.raises(ValueError, match=message):
+        ost.load(path, Holder)
+    again = Holder(copy.deepcopy(then))
+    again.load(path)
+    assert np.array_equal(again(np.ones((2, 3), np.float32)), model(np.ones((2, 3), np.float32)))
+
+
+def test_classes_of_layers_that_are_none(tmp_path: Path) -> None:
+    arrays, path = ost.nn.Linear(3, 2, rng=0).state_dict(), tmp_path / "model.safetensors"
+    made = {"version": 1, "frozen": [], **layer("Linear", 3, 2)}
+    for layers in ([], "Linear", 1):
+        safetensors.save(path, arrays, {KEY: json.dumps({**made, "layers": layers})})
+        with pytest.raises(ValueError, match="path: expected a dict as 'layers' of a description"):
+            ost.load(path)
+    safetensors.save(path, arrays, {KEY: json.dumps(made)})  # of an earlier version
+    assert repr(ost.load(path)) == "Linear(3, 2)"

@@ -596,6 +596,9 @@ def test_cross_entropy(gpu: Gpu) -> None:
         agree(gpu, dy2, dy)
     with pytest.raises(ValueError, match="target: expected class numbers from 0 to 6, got 9"):
         ost.losses.CrossEntropy()(put(gpu, y), put(gpu, np.full((5, 3), 9)))
+    nothing = np.full((5, 3), -100)  # of no classes
+    value, dy = ost.losses.CrossEntropy()(put(gpu, y[..., :0]), put(gpu, nothing))
+    assert (value, dy.shape) == (0.0, (5, 3, 0))
 
 
 def test_ragged_and_last_in_the_trainer(gpu: Gpu) -> None:
@@ -1073,6 +1076,18 @@ def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
     single(dcells=foreign(np.ones((1, 6, 5), np.float32)))
     trainer = ost.Trainer(there, ost.losses.MSE(), ost.optim.SGD(0.1))
     trainer.fit([(foreign(x), foreign(y))], epochs=1, progress=False)
+
+
+def test_such_an_array_is_recorded(gpu: Gpu, foreign: Any) -> None:
+    """It gets a gradient, and may be one."""
+    layer = ost.nn.GRU(3, 5, rng=0)
+    there, x = moved(layer), np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    dy = np.random.default_rng(1).standard_normal((4, 2, 5)).astype(np.float32)
+    y, pullback = ost.vjp(lambda x: np.tanh(layer(x)[0]), x)
+    y2, pullback2 = ost.vjp(lambda x: np.tanh(there(x)[0]), foreign(x))
+    agree(gpu, y2, y)
+    agree(gpu, pullback2(foreign(dy)), pullback(dy))
+    agree(gpu, there.flat_grads, layer.flat_grads)
 
 
 def test_what_goes_wrong_leaves_nothing_half_done(

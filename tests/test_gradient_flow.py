@@ -5,6 +5,7 @@ Against products of Jacobians, the reference and its own words.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,64 @@ def test_flow_names_what_is_wrong(tmp_path: Any) -> None:
         gradient_flow(ost.nn.Linear(2, 2), x)
     with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1, got 2"):
         gradient_flow(gru, x, threshold=2)
+
+
+def test_survival_counts_the_steps_that_a_row_takes() -> None:
+    """A row with a mask is what it is without the steps that it skips."""
+    layer = ost.nn.LSTM(3, 6, bidirectional=True, rng=0)
+    r = np.random.default_rng(0)
+    x, mask = r.standard_normal((12, 3, 3)).astype(np.float32), np.ones((12, 3), bool)
+    mask[[2, 5, 10, 11], 0] = mask[[0, 5, 6, 7], 1] = mask[[1, 2, 3, 4, 5, 6], 2] = False
+    taken = np.stack([x[mask[:, b], b] for b in range(2)], 1)
+    masked, alone = gradient_flow(layer, x, mask=mask), gradient_flow(layer, taken)
+    for a, b in zip(masked, alone):
+        np.testing.assert_allclose(a.survival, b.survival, rtol=1e-5)
+        assert a.reach == b.reach
+    padded = gradient_flow(layer, x[:, :2], lengths=[6, 6])
+    for a, b in zip(padded, gradient_flow(layer, x[:6, :2])):
+        assert np.array_equal(a.survival, b.survival)
+        assert a.verdict == b.verdict
+
+
+def test_the_words_of_a_verdict() -> None:
+    layer = ost.nn.RNN(3, 16, rng=0)
+    x = np.random.default_rng(0).standard_normal((20, 4, 3)).astype(np.float32)
+    for threshold, text in ((0.005, "0.5%"), (0.125, "12.5%"), (0.3, "30%")):
+        assert f"falls below {text} after" in str(gradient_flow(layer, x, threshold=threshold))
+    x[5] = np.nan
+    assert str(gradient_flow(layer, x)) == "l0: the gradient is not finite after 1 steps"
+
+
+def test_a_frozen_layer_within_another_is_seen() -> None:
+    model = ost.nn.Sequential(ost.nn.Residual(ost.nn.GRU(3, 3, rng=0)), ost.nn.Linear(3, 1, rng=0))
+    x = np.random.default_rng(0).standard_normal((10, 4, 3)).astype(np.float32)
+    (want,) = gradient_flow(model, x)
+    model.freeze("0.*")
+    (got,) = gradient_flow(model, x)
+    assert got.verdict == want.verdict
+    assert np.array_equal(got.dh, want.dh)
+
+
+def test_several_threads_look_at_one_model() -> None:
+    model = ost.nn.Sequential(ost.nn.Residual(ost.nn.GRU(3, 3, rng=0)))
+    x = np.random.default_rng(0).standard_normal((10, 4, 3)).astype(np.float32)
+    want = str(gradient_flow(model, x)), str(ost.explain(model, x).facts["layers"][0]["calls"])
+
+    def look(_: int) -> set[tuple[str, str]]:
+        flows = [str(gradient_flow(model, x)) for _ in range(30)]
+        calls = [ost.explain(model, x).facts["layers"] for _ in range(3)]
+        return {(flow, str(c[0]["calls"])) for flow in flows for c in calls}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(look, range(4))) == [{want}] * 4
+
+
+def test_a_figure_is_written_to_a_path_of_a_known_format(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    flow = gradient_flow(ost.nn.RNN(2, 3, rng=0), np.ones((4, 1, 2), np.float32))
+    flow.plot(tmp_path / "flow.PNG")
+    with pytest.raises(TypeError, match="path: expected a path"):
+        flow.plot(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"path: expected the ending of a format that matplotlib knows \(.*png"):
+        flow.plot(tmp_path / "flow.abc")
+    assert [f.name for f in tmp_path.iterdir()] == ["flow.PNG"]

@@ -741,6 +741,50 @@ def test_the_logarithm_of_a_sum_of_infinite_exponentials(keep: int) -> None:
     np.testing.assert_allclose(ost.from_onnx(model).model()(x), want, rtol=1e-5)
 
 
+EMPTY: dict[str, Any] = {
+    "Softmax": lambda: graph([N("Softmax", ["x"], ["o"], axis=1)], X, ["o"], opset=11),
+    "Tile": lambda: graph([N("Tile", ["x", "n"], ["o"])], X, ["o"], n=np.array([2, 0, 1])),
+    "Conv": lambda: graph([N("Conv", ["x", "k"], ["o"])], X, ["o"], k=drawn(2, 3, 2)),
+    "MaxPool": lambda: graph([N("MaxPool", ["x"], ["o"], kernel_shape=[2])], X, ["o"]),
+    "AveragePool": lambda: graph([N("AveragePool", ["x"], ["o"], kernel_shape=[2])], X, ["o"]),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_arrays(name: str) -> None:
+    model = EMPTY[name]()
+    x = drawn(2, 3, 3) if name == "Tile" else np.zeros((0, 3, 3), np.float32)
+    (want,) = run(model, {"x": x})
+    assert ost.from_onnx(model).model()(x).shape == want.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3)])
+def test_no_steps_and_no_rows(shape: tuple[int, ...]) -> None:
+    made = ost.from_onnx(HAND["final state and steps"]()).model()
+    y, state = made(np.zeros(shape, np.float32))
+    assert y.shape == shape
+    assert state.shape == (1, shape[1], 3)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("kind", ["Sum", "Mean", "Prod", "L1", "L2", "SumSquare", "LogSumExp"])
+def test_reductions_of_whole_numbers(kind: str, dtype: Any) -> None:
+    nodes = [N("Cast", ["x"], ["k"], to=6 if dtype is np.int32 else 7),
+             N(f"Reduce{kind}", ["k", "axes"], ["o"])]  # fmt: skip
+    model = graph(nodes, {"x": ("f", ("t", 3))}, ["o"], axes=np.array([1]), opset=18)
+    x = np.array([[1, 2, 2], [3, -5, -2]], np.float32)
+    (want,) = run(model, {"x": x})
+    found = ost.from_onnx(model).model()(x)
+    assert found.dtype == want.dtype == dtype
+    assert np.array_equal(found, want)
+
+
+def test_a_cumulative_sum_along_an_axis_in_a_list() -> None:
+    model = graph([N("CumSum", ["x", "k"], ["o"])], X, ["o"], k=np.array([1]))
+    x = drawn(4, 2, 3)
+    close(ost.from_onnx(model).model()(x), run(model, {"x": x})[0])
+
+
 STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture", "OneHot")
 STEPPED += ("Round", "Mod", "ThresholdedRelu", "Selu and Celu of other numbers")
 
@@ -984,6 +1028,75 @@ def test_streams_that_would_see_other_steps(name: str, message: str) -> None:
     made = ost.from_onnx(HAND[name]()).model()
     with pytest.raises(TypeError, match=f"^stream: expected .*{message}"):
         made.stream(2)
+
+
+def by_hand(last: dict[str, Any], rows: int | None = None, **given: Any) -> Graph:
+    """A layer, and what comes behind it."""
+    lengths = ["n"] if "n" in given else []
+    nodes = [
+        {"op": "Recurrent", "layer": "rnn", "inputs": ["x", *lengths], "outputs": ["all"]},
+        {"op": "Squeeze", "inputs": ["all"], "outputs": ["h"], "at": {"axes": [1]}},
+        {"outputs": ["y"], **last},
+    ]
+    layers = {"rnn": nn.GRU(3, 3, rng=0)}
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None, rows, 3]}]
+    return Graph(nodes, layers, inputs=inputs, outputs=["y"], numbers=given)
+
+
+GAIN = {"s": {"dtype": "float32", "shape": [3], "values": [1.0, 2.0, 3.0]}}
+NORM = {"op": "LayerNormalization", "inputs": ["h", "s"]}
+ADDED = {"op": "Add", "inputs": ["x", "h"]}
+ONES = {"dtype": "int64", "shape": [3], "values": [1, 1, 1]}
+
+
+@pytest.mark.parametrize("axis", [0, -3])
+def test_a_stream_of_a_norm_over_all_steps(axis: int) -> None:
+    """It was run, and each step was normed by itself."""
+    made = by_hand(NORM | {"at": {"axis": axis, "epsilon": 1e-5}}, **GAIN)
+    with pytest.raises(TypeError, match="^stream: expected nodes that see one step.*LayerNorm"):
+        made.stream(2)
+
+
+def test_a_stream_of_fixed_lengths() -> None:
+    """They were not looked at, so that rows went on behind their ends."""
+    with pytest.raises(TypeError, match="^stream: expected nodes that see one step.*Recurrent"):
+        by_hand(ADDED, 3, n=ONES).stream(3)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_stream_whose_outputs_are_no_rows(batch: int) -> None:
+    """With as many features as rows they were taken for one another."""
+    for perm in ([0, 2, 1], [2, 1, 0]):
+        made = by_hand({"op": "Transpose", "inputs": ["h"], "at": {"perm": perm}})
+        with pytest.raises(TypeError, match=r"^stream: expected inputs \[T,B,I\] and outputs"):
+            made.stream(batch)
+    made = by_hand({"op": "ReduceMean", "inputs": ["h"], "at": {"axes": [1]}})
+    with pytest.raises(TypeError, match=r"^stream: expected inputs \[T,B,I\] and outputs"):
+        made.stream(batch)
+
+
+def test_a_stream_of_a_fixed_batch() -> None:
+    made, x = by_hand(ADDED, 2), drawn(5, 2, 3)
+    stream, want = made.stream(2), made(x)
+    for t in range(5):
+        assert_close(stream.step(x[t].copy()), want[t], scale=2)
+    with pytest.raises(ValueError, match="batch: expected 2, the rows that 'x' has in the graph"):
+        made.stream(3)
+
+
+def test_masked_arrays_are_refused() -> None:
+    x = np.ma.array(drawn(4, 2, 3), mask=False)
+    made = by_hand(ADDED)
+    assert np.array_equal(made(x), made(x.data))
+    x[0, 0] = np.ma.masked
+    with pytest.raises(ValueError, match="x: expected an array without masked elements"):
+        made(x)
+
+
+def test_an_empty_list_of_whole_numbers() -> None:
+    inputs = [{"name": "x", "dtype": "int64", "shape": [None]}]
+    made = Graph([{"op": "Neg", "inputs": ["x"], "outputs": ["y"]}], inputs=inputs, outputs=["y"])
+    assert made([]).dtype == np.int64
 
 
 @pytest.mark.parametrize(

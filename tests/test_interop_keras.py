@@ -696,6 +696,7 @@ WRITTEN: dict[str, Any] = {
         nn.LSTM(5, H, batch_first=True, rng=1),
         nn.LayerNorm(H),
         nn.Activation("tanh"),
+        nn.Activation("gelu_tanh"),
         nn.GRU(H, H, bidirectional=True, batch_first=True, rng=2),
         nn.Conv1d(2 * H, 5, 3, padding="causal", dilation=2, batch_first=True, rng=3),
         nn.Dropout(0.3),
@@ -1033,12 +1034,19 @@ def test_keras_loads_what_is_written(tmp_path: Path, name: str) -> None:
     ],
     ids=lambda f: f[0],
 )
-def test_functions_are_written_as_code(tmp_path: Path, function: Any) -> None:
-    model, path = nn.RNN(D, H, nonlinearity=function, batch_first=True, rng=0), "a.weights.h5"
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
+def test_functions_are_written_as_code(tmp_path: Path, function: Any, both: bool) -> None:
+    """They have names, by which Keras makes the layers again."""
+    options: dict[str, Any] = {"bidirectional": both, "batch_first": True, "rng": 0}
+    model, path = nn.RNN(D, H, nonlinearity=function, **options), "a.weights.h5"
     (line,) = ost.to_keras(model, tmp_path / path)
-    theirs = keras.Sequential([keras.Input((None, D)), eval(f"keras.layers.{line}")])
+    namespace = {**vars(keras.layers), "keras": keras}
+    theirs = keras.Sequential([keras.Input((None, D)), eval(line, namespace)])
     theirs.load_weights(tmp_path / path)
     assert_close(called(model, X), keras.ops.convert_to_numpy(theirs(X)), scale=2)
+    theirs.save(tmp_path / "a.keras")
+    again = keras.models.load_model(tmp_path / "a.keras")
+    assert_close(called(model, X), keras.ops.convert_to_numpy(again(X)), scale=2)
 
 
 @needs_keras

@@ -106,6 +106,11 @@ ONE_WAY: dict[str, Any] = {  # that come back as more than a chain, or not at al
         nn.Concat(nn.Linear(4, 3, rng=2), nn.GRU(4, 2, rng=3)),
         nn.Linear(5, 2, rng=4),
     ),
+    "widths": lambda: nn.Sequential(
+        nn.Concat(nn.Activation("tanh"), nn.Linear(4, 3, rng=0), nn.Dropout()),
+        nn.Residual(nn.Concat(nn.LayerNorm(11))),
+    ),
+    "any width": lambda: nn.Residual(nn.Sequential(nn.Concat(nn.Activation("tanh")))),
 }
 
 
@@ -136,6 +141,21 @@ def test_written_models_run_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     other = np.concatenate([x, x[:, :2]], 1)[1:].copy()
     (more,) = run(model, x=other)
     assert np.abs(more - called(layer, other)).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (nn.Concat(nn.Linear(4, 3), nn.Dropout()), ["time", "batch", 7]),
+        (nn.Concat(nn.Dropout(), nn.Dropout()), ["time", "batch", "concat.features"]),
+        (nn.Conv1d(4, 5, 3, stride=2), ["steps", "batch", 5]),
+        (nn.Conv1d(4, 5, 3, batch_first=True), ["batch", "time", 5]),
+    ],
+    ids=["known", "free", "fewer steps", "all steps"],
+)
+def test_the_axes_of_written_outputs(layer: nn.Layer, axes: list[Any]) -> None:
+    shape = ost.to_onnx(layer).graph.output[0].type.tensor_type.shape
+    assert [d.dim_value or d.dim_param for d in shape.dim] == axes
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -5,6 +5,8 @@ And bitwise reproducibility.
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -343,6 +345,17 @@ def test_out_is_used(kernel_set: str) -> None:
     assert np.array_equal(y, ost.functional.lstm(x, *w[:4])[0])
     assert (out[:, :, :10] == 7).all()
     assert (out[:, :, 20:] == 7).all()
+
+
+def test_packed_weights_are_a_snapshot_that_is_shared_and_not_pickled() -> None:
+    w = cast(random_weights("gru", 3, 4, np.random.default_rng(0)), np.float32)
+    x, packed_ = np.ones((4, 2, 3), np.float32), ost.functional.pack("gru", w[0], w[1])
+    y, _ = ost.functional.gru(x, packed_)
+    assert copy.deepcopy({"weights": packed_})["weights"] is copy.copy(packed_) is packed_
+    with pytest.raises(TypeError, match="Packed: expected arrays to pickle, got packed weights"):
+        pickle.dumps(packed_)
+    w[0][...] = 0
+    assert np.array_equal(ost.functional.gru(x, packed_)[0], y)
 
 
 def test_denormals_are_flushed_inside_and_left_alone_outside() -> None:

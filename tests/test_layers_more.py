@@ -289,6 +289,11 @@ STREAMED: dict[str, Any] = {
         nn.Concat(nn.GRU(D, 2, **F64, rng=0), nn.Conv1d(D, 3, 2, padding="causal", **F64, rng=1)),
         nn.Linear(5, 2, **F64, rng=2),
     ),
+    "of any inputs": lambda: nn.Sequential(
+        nn.Linear(D, D, **F64, rng=0),
+        nn.Residual(nn.Residual(nn.Dropout(**F64))),
+        nn.Concat(nn.Dropout(**F64), nn.Softmax(**F64), nn.GRU(D, 2, **F64, rng=1)),
+    ),
     "alone": lambda: nn.Residual(nn.LSTM(D, D, **F64, rng=0)),
 }
 
@@ -351,8 +356,31 @@ def test_a_stream_needs_to_know_its_inputs() -> None:
         TypeError, match="stream: expected a layer first that knows the length of its inputs"
     ):
         nn.Sequential(nn.Activation("gelu"), nn.Linear(2, 2)).stream()
+    with pytest.raises(
+        TypeError, match="stream: expected a layer first that knows the length of its inputs"
+    ):
+        nn.Sequential(nn.Residual(nn.Dropout()), nn.Linear(2, 2)).stream()
+    with pytest.raises(TypeError, match="stream: expected a Concat of layers that read numbers"):
+        nn.Sequential(nn.Concat(nn.Embedding(5, 2), nn.Embedding(5, 3)), nn.GRU(5, 2)).stream()
     with pytest.raises(ValueError, match="stream: expected inputs of 3, got 2 of the layer before"):
         nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(3)).stream()
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(D, 2), nn.LayerNorm(D)], ids=["native", "Python"])
+def test_what_a_stream_does_not_take(layer: nn.Layer) -> None:
+    stream, x = layer.stream(2), np.ones((2, D), np.float32)
+    y = stream.step(x).copy()
+    state = stream.state
+    for wrong in (x.astype(float), x.tolist()):
+        with pytest.raises(TypeError, match=r"x: expected .*float32, got"):
+            stream.step(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x: expected shape .*\(2, 4\), got \(1, 4\)"):
+        stream.step(x[:1])
+    if layer.stateful:
+        with pytest.raises(TypeError, match="state: expected dtype float32, got float64"):
+            stream.state = state.astype(float)
+    stream.reset()
+    assert np.array_equal(stream.step(x), y)
 
 
 # -- layers of layers ------------------------------------------------------------------------------
@@ -459,6 +487,120 @@ def test_blocks_in_a_sequential() -> None:
         parameter_gradient(lambda: model(lists)[0].sum(), model, "0.layer.bias_ih_l0"),
         atol=1e-7,
     )
+
+
+CHAINS: dict[str, Any] = {
+    "stride behind": lambda: [
+        nn.Linear(D, D, **F64, rng=0),
+        nn.Conv1d(D, 3, 3, stride=2, **F64, rng=1),
+    ],
+    "strides of Concat": lambda: [
+        nn.Concat(*(nn.Conv1d(D, n, n, stride=2, **F64, rng=n) for n in (2, 3))),
+        nn.GRU(5, 3, **F64, rng=1),
+    ],
+    "steps first": lambda: [
+        nn.TimeDistributed(nn.Linear(D, D, **F64, rng=0)),
+        nn.GRU(D, 3, **F64, rng=1),
+    ],
+    "steps last": lambda: [
+        nn.GRU(D, D, **F64, rng=0),
+        nn.TimeDistributed(nn.Linear(D, 3, **F64, rng=1)),
+    ],
+    "blocks": lambda: [
+        nn.Residual(nn.Sequential(nn.Linear(D, D, **F64, rng=0))),
+        nn.GRU(D, D, **F64, rng=1),
+        nn.Concat(nn.Linear(D, 2, **F64, rng=2), nn.GRU(D, 1, **F64, rng=3)),
+    ],
+    "attention last": lambda: [nn.GRU(D, D, **F64, rng=0), nn.Attention(**F64)],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_rows_of_a_padded_batch_are_as_alone(name: str) -> None:
+    """Whatever padding holds, of the inputs and of the gradients of the outputs."""
+    model = nn.Sequential(*CHAINS[name]())
+    x = drawn(T, B, D)
+    for b, n in enumerate(LENGTHS):
+        x[n:, b] = np.nan
+    (y, _), pullback = model.vjp(x, lengths=LENGTHS)
+    assert np.array_equal(model(x, lengths=LENGTHS)[0], y)
+    d = drawn(*y.shape, seed=8)
+    grads, alone = model.new_grads(), model.new_grads()
+    dx, _ = pullback(d, grads=grads)
+    for b, n in enumerate(LENGTHS):
+        (own, _), back = model.vjp(x[:n, b : b + 1])
+        np.testing.assert_allclose(y[: len(own), b], own[:, 0], atol=1e-12)
+        own_dx, _ = back(d[: len(own), b : b + 1], grads=alone)
+        np.testing.assert_allclose(dx[:n, b], own_dx[:, 0], atol=1e-12)
+        assert not dx[n:, b].any()
+    for parameter, gradient in grads.items():
+        np.testing.assert_allclose(gradient, alone[parameter], atol=1e-12, err_msg=parameter)
+
+
+def test_outputs_of_a_concat_have_the_same_lengths() -> None:
+    convolutions = (nn.Conv1d(D, 2, 2, stride=2, padding=p) for p in ("same", "valid"))
+    model = nn.Sequential(nn.Concat(*convolutions), nn.GRU(4, 3))
+    with pytest.raises(ValueError, match="lengths: expected layers of a Concat whose outputs have"):
+        model(drawn(6, 2, D).astype(np.float32), lengths=[6, 5])
+
+
+@pytest.mark.parametrize("mine", [False, np.ones(2), 1.0], ids=["flag", "array", "number"])
+def test_attributes_of_ones_own_say_nothing_of_a_state(mine: Any) -> None:
+    class Own(nn.Model):
+        stateful = True
+
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(D, D, **F64, rng=0)
+            self._recurrent = mine
+
+        def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
+            return self.rnn(x, state, **times)
+
+    x, resets = drawn(T, B, D), np.zeros((T, B), bool)
+    resets[3] = True
+    got, _ = nn.Sequential(Own(), nn.Linear(D, 1, **F64, rng=1))(x, resets=resets)
+    alone = nn.GRU(D, D, **F64, rng=0), nn.Linear(D, 1, **F64, rng=1)
+    want, _ = nn.Sequential(*alone)(x, resets=resets)
+    assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("block", ["Residual", "Concat", "Sequential"])
+@pytest.mark.parametrize("inner", ["Linear", "Conv1d"])
+def test_resets_are_for_recurrent_layers_alone(block: str, inner: str) -> None:
+    own: Any = (
+        nn.Linear(D, D, **F64, rng=0)
+        if inner == "Linear"
+        else nn.Conv1d(D, D, 1, padding="causal", **F64, rng=0)
+    )
+    first: Any = nn.Sequential(own)
+    first = first if block == "Sequential" else getattr(nn, block)(first)
+    model = nn.Sequential(first, nn.GRU(D, 3, **F64, rng=1))
+    x, resets = drawn(T, B, D), np.zeros((T, B), bool)
+    resets[3] = True
+    y = model(x, resets=resets)[0]
+    np.testing.assert_allclose(y[:3], model(x[:3])[0], atol=1e-12)
+    np.testing.assert_allclose(y[3:], model(x[3:])[0], atol=1e-12)
+
+
+def test_the_dtype_of_blocks_without_parameters() -> None:
+    blocks = [
+        nn.Residual(nn.Attention(**F64)),
+        nn.Concat(nn.Residual(nn.Activation("tanh", **F64)), nn.Attention(**F64)),
+    ]
+    assert [block.dtype for block in blocks] == [np.float64] * 2
+    assert nn.Sequential(*blocks, nn.Linear(2 * D, 2, **F64))(drawn(T, B, D))[0].shape == (T, B, 2)
+
+
+def test_what_runs_within_steps_has_a_layout_of_its_own() -> None:
+    """Steps ``[T,B,N]`` that are sequences of their own, in front of layers that read [T,B,*]."""
+    words = nn.TimeDistributed(
+        nn.Sequential(nn.Embedding(9, D, **F64, rng=0), nn.Pool("max", batch_first=True, **F64))
+    )
+    model = nn.Sequential(words, nn.GRU(D, 3, **F64, rng=1), nn.Linear(3, 9, **F64, rng=2))
+    x = np.random.default_rng(0).integers(0, 9, (B, B, 5))
+    y, _ = model(x, lengths=[3, 1, 2])
+    for b, n in enumerate([3, 1, 2]):
+        np.testing.assert_allclose(y[:n, b], model(x[:n, b : b + 1])[0][:, 0], atol=1e-12)
 
 
 def test_layers_of_layers_are_told_what_is_wrong() -> None:
@@ -803,3 +945,36 @@ def test_reversed_sequences_without_padding() -> None:
         layer(x[0][:, None].tolist())
     with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
         ost.interop.Reversed(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_steps_without_features(batch_first: bool) -> None:
+    x = np.zeros((T, B, 0))
+    for layer in (
+        nn.Pool("mean", batch_first=batch_first, **F64),
+        nn.Pool("max", batch_first=batch_first, **F64),
+        nn.Attention(batch_first=batch_first, **F64),
+        nn.Softmax(log=True, **F64),
+    ):
+        y, pullback = layer.vjp(x)
+        assert y.shape == (((T if batch_first else B), 0) if layer.reduces_time else x.shape)
+        assert pullback(np.zeros_like(y)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(D, 2, 3, **F64),
+        nn.Pool("mean", **F64),
+        nn.Pool("attention", D, **F64),
+        nn.Sequential(nn.Pool("max", **F64)),
+        nn.LayerNorm(D, **F64),
+    ],
+    ids=["Conv1d", "Pool", "attended", "Sequential", "LayerNorm"],
+)
+def test_a_gradient_of_another_dtype_is_a_type_error(layer: Any) -> None:
+    out, pullback = layer.vjp(drawn(T, B, D))
+    y = out[0] if layer.stateful else out
+    with pytest.raises(TypeError, match=r"dy: expected dtype float64, got float32; use dy.astype"):
+        pullback(y.astype(np.float32))
+    pullback(y)

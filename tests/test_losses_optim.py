@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,10 @@ def test_clipping_of_squares_beyond_float64() -> None:
     model.vjp(np.full((1, 1), 0.75))[1](np.full((1, 1), 4e200))  # 3e200 and 4e200
     assert optim.clip_by_norm(model, 1.0) == pytest.approx(5e200)
     assert optim.global_norm(model) == pytest.approx(1.0)
+    model.zero_grad()
+    assert optim.global_norm(model) == 0
+    model.vjp(np.full((1, 1), 0.75))[1](np.full((1, 1), 4e-200))
+    assert optim.global_norm(model) == pytest.approx(5e-200, abs=0)
 
 
 def test_clipping() -> None:
@@ -203,3 +208,89 @@ def test_a_rate_is_a_number() -> None:
     for wrong in (nn.Linear(1, 1), {}, [0.1], None):
         with pytest.raises(TypeError, match="lr: expected a number or a Schedule"):
             optim.Adam(wrong)  # type: ignore[arg-type]
+
+
+def gradients(model: Any, seed: int) -> None:
+    """Give a model gradients of random numbers."""
+    flat = model._writable_grads().flat
+    flat[...] = np.random.default_rng(seed).normal(size=flat.size)
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_steps_in_which_a_parameter_was_frozen_are_none_of_its_own(
+    make: Any, resumed: bool
+) -> None:
+    """The corrections of Adam count the updates of the averages, which rest while it is frozen."""
+    models = [nn.Linear(2, 1, dtype=np.float64, rng=0) for _ in range(2)]
+    optimizers = [make(0.1), make(0.1)]
+    rested = {3, 4, 5, 6, 7, 20}
+    for k in range(24):
+        if k in rested:
+            models[0].freeze("weight")
+        else:
+            models[0].unfreeze("weight")
+        if resumed and k in (5, 10):
+            state, optimizers[0] = optimizers[0].state_dict(), make(0.1)
+            optimizers[0].load_state_dict(state)
+        for model, optimizer in zip(models, optimizers):
+            gradients(model, k)
+            if model is models[0] or k not in rested:
+                optimizer.step(model)
+    first, second = (model.parameters()["weight"] for model in models)
+    assert np.array_equal(first, second)
+    assert optimizers[0].steps == 24
+
+
+def test_a_step_that_fails_counts_for_nothing() -> None:
+    class Fails(optim.Optimizer):
+        _buffers = ("mean",)
+
+        def _update(self, p: Any, g: Any, lr: float, decay: float, age: int, mean: Any) -> Any:
+            if model.parameters()["bias"][0] == 1:
+                raise RuntimeError("no")
+            return p, mean
+
+    model = nn.Linear(2, 1, rng=0)
+    with model.write() as p:
+        p["bias"][...] = 1
+    optimizer = Fails(0.1)
+    with pytest.raises(RuntimeError, match="no"):
+        optimizer.step(model)
+    assert optimizer.steps == 0
+    assert not optimizer.started
+    Fails(0.1).load_state_dict(optimizer.state_dict())  # buffers of zeros, and no steps
+
+
+@pytest.mark.parametrize("begun", ["a", 2, -1, 0.5])
+def test_what_the_steps_of_a_state_cannot_be(begun: Any) -> None:
+    model, optimizer = nn.Linear(2, 1, rng=0), optim.Adam()
+    optimizer.step(model)
+    state = {**optimizer.state_dict(), "started": {"weight": begun, "bias": 0}}
+    with pytest.raises((TypeError, ValueError), match=r"state\['started'\]\['weight'\]: expected"):
+        optimizer.load_state_dict(state)
+    assert optimizer.started == {"weight": 0, "bias": 0}
+
+
+def test_rates_that_no_float_holds() -> None:
+    assert optim.Exponential(1e-3, factor=1.1)(8000) == np.inf
+    assert optim.StepDecay(1e-3, every=2, factor=10)(800) == np.inf
+    assert optim.Exponential(0.0, factor=1.1)(8000) == 0
+    for name, call in (
+        ("lr", lambda: optim.Adam(10**400)),
+        ("weight_decay", lambda: optim.Adam(weight_decay=10**400)),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected a finite number of at least 0"):
+            call()
+
+
+def test_a_plateau_of_numbers_of_numpy() -> None:
+    plateau, twin = optim.ReduceOnPlateau(1.0, patience=0), optim.ReduceOnPlateau(1.0, patience=0)
+    plateau.observe(np.float32(0.5))  # type: ignore[arg-type]
+    twin.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
+    twin.observe(0.5)
+    assert twin(0) == 0.5
+    with pytest.raises(TypeError, match="value: expected a number, got 'low'"):
+        twin.observe("low")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="state: expected what state_dict returned, got NoneType"):
+        twin.load_state_dict(None)  # type: ignore[arg-type]

@@ -870,7 +870,7 @@ def test_a_pullback_of_a_model_adds_once_or_not_at_all() -> None:
     outer, d = nn.Linear(2, 2, dtype=np.float64, rng=2), np.ones((5, 2, 2))
     model = Two(True, outer)
     _, pullback = model.vjp(data())
-    with pytest.raises(ValueError, match="d: expected shape"):
+    with pytest.raises(ValueError, match="dy: expected shape"):
         pullback(d[1:])
     assert not model.flat_grads.any()
     with pytest.raises(ValueError, match="dy: refused"):

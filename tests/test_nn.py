@@ -677,3 +677,36 @@ def test_small_refusals() -> None:
             ost.functional.gru(
                 x, ost.functional.pack("gru", np.zeros((3, 1)), np.zeros((3, 1))), **options
             )
+
+
+MASKED_CALLS: dict[str, Any] = {
+    "LSTM": lambda a: ost.nn.LSTM(3, 4, rng=0)(a),
+    "a pullback": lambda a: ost.nn.LSTM(3, 3, rng=0).vjp(np.asarray(a.data))[1](a),
+    "a state": lambda a: ost.nn.GRU(2, 3, rng=0)(np.ones((1, 2, 2), np.float32), a[:1]),
+    "Linear": lambda a: ost.nn.Linear(3, 4, rng=0)(a),
+    "Conv1d": lambda a: ost.nn.Conv1d(3, 4, 1, rng=0)(a),
+    "Attention": lambda a: ost.nn.Attention()(a, a),
+    "functional": lambda a: ost.functional.lstm(a, *ost.nn.LSTM(3, 4, rng=0).parameters().values()),
+    "a loss": lambda a: ost.losses.MSE()(a, np.zeros(a.shape, np.float32)),
+    "a target": lambda a: ost.losses.MSE()(np.zeros(a.shape, np.float32), a),
+    "steps of a loss": lambda a: ost.losses.MSE()(np.asarray(a), np.asarray(a), a[..., 0] > 0),
+    "labels of CTC": lambda a: ost.losses.CTC()(np.zeros((5, 1, 3)), [a[0, 0, :2].astype(int)]),
+    "a stream": lambda a: ost.nn.GRU(3, 4, rng=0).stream(2).step(a[0]),
+    "a stream in Python": lambda a: ost.nn.LayerNorm(3).stream(2).step(a[0]),
+    "parameters": lambda a: ost.nn.Embedding(2, 3).load_state_dict({"weight": a[0]}),
+    "a recorded gradient": lambda a: ost.vjp(lambda x: x * x, np.asarray(a))[1](a),
+}
+
+
+@pytest.mark.parametrize("call", MASKED_CALLS.values(), ids=MASKED_CALLS)
+def test_masked_elements_are_not_read_as_numbers(call: Any) -> None:
+    values = np.ones((2, 2, 3), np.float32)
+    call(np.ma.masked_array(values))  # nothing is masked: an array like any other
+    with pytest.raises(ValueError, match=": expected an array without masked elements, got some"):
+        call(np.ma.masked_array(values, values > 0))
+
+
+def test_masked_lengths_are_refused() -> None:
+    x, lengths = np.ones((2, 2, 3), np.float32), np.ma.masked_array([2, 1], [False, True])
+    with pytest.raises(ValueError, match="lengths: expected an array without masked elements"):
+        ost.nn.LSTM(3, 4, rng=0)(x, lengths=lengths)

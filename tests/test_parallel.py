@@ -126,6 +126,18 @@ def test_ragged_sequences_and_trees_of_parts() -> None:
     compare(3, train=batches)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("batches", [False, True])
+def test_weights_of_sequences_some_of_which_are_empty(size: int, batches: bool) -> None:
+    """Rank 0 has as many rows as sequences in either case: of 2, 0 and 1 steps, or of 2 and 0."""
+    r, lengths = np.random.default_rng(0), [2, 1, 0, 0, 1, 4]
+    x = ost.Ragged(r.standard_normal((8, 2)), np.cumsum([0, *lengths]))
+    given = x, x.rows[:, :1].cumsum(0), {"weights": np.arange(1.0, 7)}
+    train: Any = [given] if batches else given
+    options: Any = {} if batches else {"shuffle": False, "batch_size": 6}
+    compare(size, train=train, **options)
+
+
 def test_stateful_windows_of_a_text() -> None:
     ids = np.random.default_rng(0).integers(0, 5, 150)
     compare(

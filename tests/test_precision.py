@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -572,6 +573,58 @@ def test_a_model_reports_each_recurrent_layer_on_what_it_gets() -> None:
         ost.nn.Sequential(ost.nn.Linear(2, 3)).quantization_report(np.ones((1, 1, 2), np.float32))
 
 
+class Again(ost.nn.Model):
+    """A model that calls its layer several times, on inputs of other ranges."""
+
+    def __init__(self) -> None:
+        self.cell = ost.nn.GRU(3, 3, rng=0)
+
+    def __call__(self, x: Any) -> Any:
+        state = None
+        for k in (1, 8, 2):
+            y, state = self.cell(k * x, state)
+        return y
+
+
+def test_a_model_reports_layers_within_other_layers() -> None:
+    nn, x = ost.nn, np.random.default_rng(0).standard_normal((9, 4, 3)).astype(np.float32)
+    model = nn.Sequential(
+        nn.Residual(nn.Sequential(nn.LSTM(3, 5, rng=0), nn.Linear(5, 3, rng=0))),
+        Again(),
+        nn.Concat(nn.RNN(3, 2, rng=0), nn.GRU(3, 2, activation="relu", rng=0)),
+        nn.GRU(4, 3, rng=0),
+    )
+    inner: list[Any] = [model[0].layer[0], model[1].cell, model[2].layers[0], model[3]]  # type: ignore[attr-defined]
+    y, before = model(x)[0], [repr(one) for one in inner]
+    report = model.quantization_report(x)
+    assert list(report.layers) == ["0.layer.0", "1.cell", "2.layers.0", "3"]
+    assert repr(report["0.layer.0"]) == repr(inner[0].quantization_report(x))
+    read = model[0](x)[0]
+    assert np.array_equal(report["1.cell"].input_ranges, 8 * np.abs(read).max((0, 1)))
+    model.calibrate(x)
+    alone = copy.deepcopy(inner[1]).calibrate(8 * read)
+    assert np.array_equal(inner[1].input_scale, alone.input_scale)
+    assert all(one.input_scale is not None for one in inner)
+    assert [repr(one) for one in inner] == before
+    assert np.array_equal(model(x)[0], y)
+    model[1].lock = Lock()  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=r"model: expected layers that copy.deepcopy copies, got a"):
+        model.calibrate(x)
+
+
+def test_functions_of_a_layers_own_have_no_int8() -> None:
+    layer = ost.nn.GRU(3, 4, clip=2.0, rng=0)
+    with pytest.raises(ValueError, match="layer: expected one that has int8, got GRU"):
+        layer.quantization_report(np.ones((2, 1, 3), np.float32))
+
+
+def test_a_masked_array_is_divided_by_the_scales_as_a_whole() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4, 3)).astype(np.float32)
+    layer = ost.nn.GRU(3, 6, precision="int8", rng=0)
+    layer.input_scale = [8, 8, 8]
+    assert np.array_equal(np.asarray(layer._scaled(np.ma.array(x, mask=x > 1))), x / 8)
+
+
 WRONG_SCALES: dict[str, Any] = {
     "zero": (
         [1, 0, 1],
@@ -582,10 +635,13 @@ WRONG_SCALES: dict[str, Any] = {
     "nan": ([np.nan, 1, 1], ValueError, r"got nan for feature 0"),
     "infinite": ([np.inf, 1, 1], ValueError, r"got inf for feature 0"),
     "shape": ([1, 1], ValueError, r"input_scale: expected shape \(I,\) = \(3,\), got \(2,\)"),
+    "lists": ([[1], [1, 2]], TypeError, r"input_scale: expected numbers or None, got \[\[1\]"),
+    "half": (np.array([1, 0, 1], np.float16), ValueError, r"got 0.0 for feature 1"),
     "text": ("calibrate", TypeError, r"input_scale: expected numbers or None, got 'calibrate'"),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", WRONG_SCALES)
 def test_scales_that_are_none(kind: str) -> None:
     layer = ost.nn.GRU(3, 4, precision="int8", rng=0)

@@ -108,6 +108,26 @@ def test_trials_that_diverge() -> None:
         ost.search(broken, {"lr": (0.1, 1.0)}, DATA, validation=DATA, trials=2, epochs=1)
 
 
+def test_whole_numbers_of_numpy_are_whole() -> None:
+    space = {"size": (np.int64(3), np.int32(8))}
+    found = ost.search(build, space, DATA, validation=DATA, trials=3, epochs=1)
+    plain = ost.search(build, {"size": (3, 8)}, DATA, validation=DATA, trials=3, epochs=1)
+    assert found.trials == plain.trials
+    assert all(type(t.settings["size"]) is int for t in found.trials)
+
+
+def test_a_picture_of_choices_of_several_types(tmp_path: Path) -> None:
+    choices = [0.5, None, "auto"]
+    trials = [
+        ost.train.Trial(k, {"clip": c, "lr": 0.1 * (k + 1)}, 1.0 + k, "complete", 1)
+        for k, c in enumerate(choices)
+    ]
+    figure = ost.train.SearchResult(trials, trials[0], "valid_loss", None).plot(tmp_path / "a.png")
+    names = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert names == ["0.5", "None", "auto"]
+    assert figure.axes[1].get_xscale() == "linear"
+
+
 def test_what_is_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(build: Any = build, space: Any = SPACE, **options: Any) -> Any:
         return ost.search(
@@ -116,6 +136,8 @@ def test_what_is_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(TypeError, match="space: expected a dict of names to ranges, got list"):
         run(space=[1])
+    with pytest.raises(TypeError, match="space: expected names of arguments of build, got 3"):
+        run(space={3: (1, 2)})
     for given in (3, (1,), (1, 2, "linear"), [], ("a", 2)):
         with pytest.raises(TypeError, match=r"space\['lr'\]: expected \(low, high\)"):
             run(space={"lr": given})

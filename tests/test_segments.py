@@ -290,3 +290,22 @@ def test_an_input_that_repeats_itself_in_memory() -> None:
     w, u, dy = r.standard_normal((4, 3)), r.standard_normal((4, 1)), r.standard_normal((9, 2, 1))
     want = ost.functional.lstm_vjp(x, w, u)[1](dy).dx
     assert np.array_equal(ost.functional.lstm_vjp(x, w, u, memory_limit=2)[1](dy).dx, want)
+
+
+@pytest.mark.parametrize("limit", [None, "states", 2])
+def test_errors_are_those_of_a_pass_without_a_limit(limit: Any) -> None:
+    f, w = ost.functional, np.ones((12, 4), np.float32)
+    x, state = np.ones((5, 3, 4), np.float32), np.ones((3, 4), np.float32)
+    with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64; use x.astype"):
+        f.gru_vjp(x.astype(float), w, w, memory_limit=limit)
+    with pytest.raises(TypeError, match=r"reset_state: expected dtype float32, got float64"):
+        f.gru_vjp(x, w, w, memory_limit=limit, reset_state=np.ones(4))
+    (y, _), pullback = f.gru_vjp(x, w, w, memory_limit=limit)
+    with pytest.raises(TypeError, match=r"dy: expected dtype float32, got float64; use dy.astype"):
+        pullback(y.astype(float))
+    with pytest.raises(ValueError, match="dy: expected shape"):
+        pullback(y[1:])
+    for name, given in (("dcells", x), ("dc_n", state)):
+        with pytest.raises(TypeError, match=f"{name}: expected None for the cell gru, got ndarray"):
+            pullback(**{name: given})
+    assert pullback(y).dx.shape == x.shape

@@ -400,3 +400,43 @@ def test_the_head_of_a_decoder_is_its_last_layer() -> None:
     rates = ost.optim.discriminative(decoder, 2)
     assert rates["head.weight"] == 1
     assert rates["combine.weight"] == 0.5
+
+
+# -- padding ---------------------------------------------------------------------------------------
+
+EMBEDDED: dict[str, Any] = {
+    "Linear": lambda: nn.Linear(3, 4, dtype=np.float64, rng=0),
+    "Sequential": lambda: nn.Sequential(
+        nn.Linear(3, 4, dtype=np.float64, rng=0), nn.Activation("tanh", dtype=np.float64)
+    ),
+    "TimeDistributed": lambda: nn.TimeDistributed(nn.Linear(3, 4, dtype=np.float64, rng=0)),
+    "Conv1d": lambda: nn.Conv1d(3, 4, 1, dtype=np.float64, rng=0),
+    "Embedding": lambda: nn.Embedding(9, 4, dtype=np.float64, rng=0),
+}
+
+
+@pytest.mark.parametrize("embed", EMBEDDED)
+@pytest.mark.parametrize("part", ["encoder", *FEEDS[:2]])
+def test_padding_of_inputs_may_hold_anything(part: str, embed: str) -> None:
+    more: Any = {"dtype": np.float64}
+    inner = EMBEDDED[embed]()
+    if part == "encoder":
+        model: Any = nn.Encoder(inner, nn.GRU(4, 6, rng=1, **more))
+    else:
+        size = 4 if part == "none" else 10
+        rnn, head = nn.GRU(size, 6, rng=1, **more), nn.Linear(6, 2, rng=2, **more)
+        model = nn.Decoder(inner, rnn, head, feed=part, rng=3)
+    ids = embed == "Embedding"
+    x = SOURCE.copy() if ids else np.random.default_rng(3).normal(size=(S, B, 3))
+    found = []
+    for fill in (0, -1 if ids else np.nan):
+        for b, n in enumerate(LENGTHS):
+            x[n:, b] = fill
+        (y, state), pullback = model.vjp(x, lengths=LENGTHS)
+        model.zero_grad()
+        state = state[0] if isinstance(state, tuple) else state
+        d = np.ones_like(y)
+        pullback((d, np.ones_like(state)) if part == "encoder" else d)
+        found.append([y, state, model.flat_grads.copy()])
+    for a, b in zip(*found):
+        assert np.array_equal(a, b)

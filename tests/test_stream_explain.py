@@ -382,6 +382,79 @@ def test_explain_refuses_models_and_calls_without_recurrent_layers() -> None:
         ost.explain(Idle(), (5, 2, 3))
 
 
+def test_explain_follows_the_steps_of_convolutions_and_pools() -> None:
+    nn = ost.nn
+    model = nn.Sequential(
+        nn.Conv1d(3, 5, 3, stride=2, batch_first=True, rng=0),
+        nn.GRU(5, 6, batch_first=True, rng=0),
+        nn.Sequential(nn.Conv1d(6, 4, 4, padding="valid", batch_first=True, rng=0)),
+        nn.LSTM(4, 6, batch_first=True, rng=0),
+        nn.Pool("mean", batch_first=True),
+        nn.Linear(6, 1, rng=0),
+    )
+    x = np.zeros((2, 21, 3), np.float32)
+    told, seen = (ost.explain(model, given).facts["layers"] for given in (x.shape, x))
+    assert [f["shape"] for f in told] == [(2, 11, 5), (2, 8, 4)]
+    for a, b in zip(told, seen):
+        assert (a["shape"], a["flops"]) == (b["shape"], b["flops"])
+    (first, *_) = ost.explain(model, (21, 3)).facts["layers"]
+    assert first["shape"] == (11, 5)
+    convolutions = (nn.Conv1d(3, n, n, stride=2, batch_first=True) for n in (2, 3))
+    model = nn.Sequential(nn.Concat(*convolutions), nn.GRU(5, 6, batch_first=True))
+    assert [f["shape"] for f in ost.explain(model, x.shape).facts["layers"]] == [(2, 11, 5)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_explain_counts_the_products_of_a_table(training: bool) -> None:
+    gru = ost.nn.GRU(8, 6, 2, bidirectional=True, rng=0)
+    model = ost.nn.Sequential(ost.nn.Embedding(5, 8, rng=0), gru)
+    (facts,) = ost.explain(model, (50, 4), training=training).facts["layers"]
+    assert facts["lookup"]
+    each = 5 * 18 * 8 + 200 * 18 * 6 + 200 * 18 * (12 + 6)
+    assert facts["flops"] == 2 * each * 2 * (3 if training else 1)
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 2), (0.5, 4)])
+def test_explain_counts_what_passes_between_layers(dropout: float, kept: int) -> None:
+    layer = ost.nn.LSTM(16, 64, 3, bidirectional=True, dropout=dropout, rng=0)
+    x = np.zeros((60, 8, 16), np.float32)
+    width = 60 * 8 * 128 * 4
+    _, pullback = layer.vjp(x)
+    facts = ost.explain(layer, x.shape, training=True).facts
+    assert pullback._tape.bytes - facts["tape_bytes"] == kept * width
+    for which, f in (("forward", ost.explain(layer, x.shape).facts), ("backward", facts)):
+        own = max(g["workspace_bytes"] for g in f["passes"][which])
+        more = 0 if which == "forward" else kept * width
+        assert f["workspace_bytes"] == own + 2 * width + more
+        assert "with the outputs between layers" in str(ost.explain(layer, x.shape))
+
+
+def test_explain_counts_the_layers_that_run_together(threads: None) -> None:
+    ost.set_num_threads(2)
+    layer, width = ost.nn.LSTM(64, 64, 4, rng=0), 2000 * 64 * 4
+
+    def most(groups: list[dict[str, Any]]) -> int:
+        out = []
+        for g in groups:
+            own = range(g["first_layer"], g["first_layer"] + g["layers"])
+            handed = {layer for k in own for layer in (k - 1, k)} & {0, 1, 2}
+            out.append(g["workspace_bytes"] + len(handed) * width)
+        return max(out)
+
+    facts = ost.explain(layer, (2000, 1, 64)).facts
+    assert facts["workspace_bytes"] == most(facts["passes"]["forward"])
+    facts = ost.explain(layer, (2000, 1, 64), training=True).facts
+    assert facts["workspace_bytes"] == 3 * width + most(facts["passes"]["backward"])
+
+
+@pytest.mark.parametrize("shape", [None, 5])
+def test_explain_refuses_what_is_no_shape(shape: Any) -> None:
+    gru = ost.nn.GRU(3, 4, rng=0)
+    for layer in (gru, ost.nn.Sequential(ost.nn.GRU(3, 4, rng=0)), Loop()):
+        with pytest.raises(TypeError, match=rf"shape: expected \(T, B, I\) .* got {shape}"):
+            ost.explain(layer, shape)
+
+
 def test_explain_warns_of_int8_that_nobody_measured() -> None:
     layer = ost.nn.GRU(3, 16, precision="int8", rng=0)
     e = ost.explain(layer, (5, 2, 3))
@@ -456,3 +529,14 @@ def test_explain_tells_the_schedule_of_a_memory_limit() -> None:
         ost.explain(layer, (100, 1, 2), memory_limit="1MB")
     with pytest.raises(ValueError, match="memory_limit: expected at least"):
         ost.explain(layer, (10000, 1, 2), training=True, memory_limit="1KB")
+
+
+def test_the_peak_is_that_of_the_instructions(monkeypatch: Any, kernel_set: str) -> None:
+    """Where words are widened they are multiplied as float32, or two bytes at a time."""
+    monkeypatch.setattr(_core, "fma_peak", lambda *_: 100.0)
+    layer = ost.nn.GRU(3, 5, rng=0)
+    for precision, times in (("float32", 1), ("bfloat16", 2), ("int8", 4)):
+        layer.precision = precision
+        widened = _core.instructions().get(precision, "").startswith("widened")
+        found = ost.explain(layer, (4, 2, 3)).facts["peak_flops"]
+        assert found == 100e9 * times / (2 if widened else 1), (precision, kernel_set)

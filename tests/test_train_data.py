@@ -40,6 +40,20 @@ def fitted(*given: Any, trainer: Any = None, **options: Any) -> Any:
     return trainer.model.flat.copy()
 
 
+@pytest.mark.parametrize("batches", [False, True])
+def test_rows_in_any_order_of_memory(batches: bool) -> None:
+    x, target = (a.reshape(-1, a.shape[-1]) for a in sequences())
+    cuts = np.arange(0, 49, 6)
+
+    def trained(x: Any, target: Any) -> Any:
+        given = ost.Ragged(x, cuts), target
+        return fitted([given] if batches else given)
+
+    expected = trained(x, target)
+    assert np.array_equal(trained(np.asfortranarray(x), np.asfortranarray(target)), expected)
+    assert np.array_equal(trained(x[:, ::-1].copy()[:, ::-1], target), expected)
+
+
 # -- one layout ------------------------------------------------------------------------------------
 
 
@@ -293,6 +307,28 @@ def test_weights_of_samples_and_steps(kind: str) -> None:
     assert loss == pytest.approx(trainer.evaluate((x, target, lengths))["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("cuts", [[0, 2, 2, 3, 4, 7, 7], [0, 3, 4, 4, 4, 6, 6]], ids=str)
+def test_weights_of_sequences_some_of_which_are_empty(batch_size: int, cuts: list[int]) -> None:
+    """Also where a batch has as many rows as sequences: [2, 0] are two and two."""
+    r = np.random.default_rng(0)
+    x = ost.Ragged(r.standard_normal((cuts[-1], 2)).astype(np.float32), cuts)
+    w, target = np.arange(1.0, 7), x.rows[:, :1].cumsum(0)
+    options: Any = {"batch_size": batch_size, "shuffle": False}
+    if len(x) != len(x.rows):  # otherwise they are weights of rows
+        by_row = fitted((x, target, {"weights": np.repeat(w, x.lengths)}), **options)
+        assert np.array_equal(fitted((x, target, {"weights": w}), **options), by_row)
+
+    def pooled() -> ost.Trainer:
+        rnn, pool = nn.GRU(2, 4, batch_first=True, rng=0), nn.Pool("max", batch_first=True)
+        return ost.Trainer(nn.Sequential(rnn, pool, nn.Linear(4, 1, rng=1)), losses.MSE())
+
+    last = w[:, None].astype(np.float32)
+    padded = x.padded().swapaxes(0, 1), last, {"lengths": x.lengths, "weights": w}
+    found = pooled().evaluate((x, last, {"weights": w}), batch_size=batch_size)["loss"]
+    assert found == pytest.approx(pooled().evaluate(padded)["loss"])
+
+
 def test_weights_are_checked() -> None:
     y = np.zeros((3, 2, 1))
     for bad, words in (
@@ -414,6 +450,22 @@ def test_lengths_of_every_kind_go_beside_the_inputs() -> None:
         inputs = data.InputsLoader((x, x), target, given, shuffle=False)
         assert arrays.times["lengths"].tolist() == ends
         assert next(iter(inputs))[2]["lengths"].tolist() == ends
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: ost.Ragged(a, [0, 1, 4]),
+        lambda a: ost.Ragged.join([a, a]),
+        lambda a: data.RaggedLoader(ost.Ragged(np.ones(4), [0, 1, 4]), a),
+        lambda a: data.RaggedLoader(ost.Ragged(np.ones(4), [0, 1, 2, 3, 4]), a, outputs="last"),
+        lambda a: data.StreamLoader(a, 1, 2),
+    ],
+)
+def test_masked_elements_are_not_numbers(make: Any) -> None:
+    make(np.ma.masked_array(np.arange(4), [False] * 4))
+    with pytest.raises(ValueError, match=r": expected an array without masked elements, got some"):
+        make(np.ma.masked_array(np.arange(4), [False, True, False, False]))
 
 
 def test_a_stream_has_one_axis() -> None:

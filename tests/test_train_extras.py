@@ -268,6 +268,12 @@ def test_tensorboard_reads_the_rows(tmp_path: Path) -> None:
     assert len(found["step/loss"]) == 3
 
 
+@pytest.mark.parametrize("folder", [3, None])
+def test_the_folder_of_tensorboard_is_a_path(folder: Any) -> None:
+    with pytest.raises(TypeError, match="folder: expected a path"):
+        TensorBoard(folder)
+
+
 def test_tensorboard_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("tensorboardX", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -195,6 +195,54 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
         Checkpoint.load(path, which="first")
 
 
+def test_a_checkpoint_says_how_many_epochs_were_done(tmp_path: Path) -> None:
+    """Also where the last validation came before the end of its epoch was known."""
+    path, options = tmp_path / "a", {"batch_size": 16, "validate_every": 2}
+    quiet(fresh(), series(), validation=series(), checkpoint=path, **options)
+    loaded = Checkpoint.load(path)
+    assert (loaded.step, loaded.epoch) == (2, 1)
+    more = fresh()
+    quiet(more, series(), validation=series(), checkpoint=path, resume=True, epochs=2, **options)
+    whole = fresh()
+    quiet(whole, series(), validation=series(), epochs=2, **options)
+    assert np.array_equal(more.model.flat, whole.model.flat)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_log_in_the_file_of_the_checkpoint_is_refused(resume: bool, tmp_path: Path) -> None:
+    path, trainer = tmp_path / "a", fresh()
+    if resume:
+        quiet(fresh(), series(), checkpoint=path)
+    (tmp_path / "b").symlink_to(path)
+    before = everything(trainer), path.read_bytes() if resume else None
+    for log in (path, tmp_path / "b"):
+        with pytest.raises(ValueError, match="log: expected another file than that of the check"):
+            quiet(trainer, series(), checkpoint=path, log=log, resume=resume, epochs=2)
+    assert before == (everything(trainer), path.read_bytes() if resume else None)
+    assert path.exists() == resume
+
+
+@pytest.mark.parametrize("more", [3, "a", {"h": 1}, np.float32(1)], ids=str)
+def test_a_state_that_no_checkpoint_holds_is_named(more: Any, tmp_path: Path) -> None:
+    class Counts(nn.Model):
+        stateful = True
+
+        def __init__(self) -> None:
+            self.rnn, self.head = nn.GRU(5, 4, rng=0), nn.Linear(4, 5, rng=1)
+
+        def __call__(self, x: Any, state: Any = None) -> Any:
+            rows = np.eye(5, dtype=np.float32)[x]
+            y, h = self.rnn(rows, None if state is None else state[0])
+            return self.head(y), [h, more]
+
+    trainer = ost.Trainer(Counts(), losses.CrossEntropy())
+    text = data.StreamLoader(np.arange(40) % 5, 2, 5)
+    quiet(trainer, text)  # without a checkpoint it is the model's own affair
+    words = rf"state: expected arrays, .* got {type(more).__name__}"
+    with pytest.warns(UserWarning, match="checkpoint: "), pytest.raises(TypeError, match=words):
+        quiet(trainer, text, checkpoint=tmp_path / "a", checkpoint_every=1)
+
+
 # -- 7: what a run goes on with --------------------------------------------------------------------
 
 
@@ -222,6 +270,9 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
         identity={"alphabet": "abd", "n": 3},
     )
     refused(r"identity\['n'\]: expected 3", path, series(), epochs=2, identity={"alphabet": "abc"})
+    nan: Any = {"checkpoint": tmp_path / "b", "identity": {"low": float("nan")}}
+    quiet(fresh(), series(), **nan)
+    quiet(fresh(), series(), epochs=2, resume=True, **nan)
     refused(
         "batch_size: expected 32, as the run of .* had it, got 8",
         path,
@@ -468,3 +519,11 @@ def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
     log.path = Path("/dev/full")
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         log.write({"step": 2})
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "log"])
+def test_files_of_a_run_have_paths(name: str) -> None:
+    trainer = ost.train.Trainer(ost.nn.Linear(2, 1, rng=0), ost.losses.MSE(), ost.optim.SGD(0.1))
+    x = np.ones((4, 1, 2), np.float32)
+    with pytest.raises(TypeError, match=f"{name}: expected a path .str or os.PathLike., got int"):
+        trainer.fit(x, x[..., :1], **{name: 3})

@@ -203,6 +203,8 @@ def test_bad_nested_trees_are_refused() -> None:
             ost.Trees.from_nested(given)
     with pytest.raises(ValueError, match="trees: expected known labels, got 'z'"):
         ost.Trees.from_nested([("x", "z")], {"x": 0})
+    with pytest.raises(TypeError, match="trees: expected a list of trees, got int"):
+        ost.Trees.from_nested(5)  # type: ignore[arg-type]
 
 
 # -- TreeLSTM --------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -361,6 +364,44 @@ def test_an_unknown_attribute_is_named() -> None:
         ost.vjp(lambda a: a.prod(), A)
 
 
+def test_methods_take_the_arguments_of_numpy() -> None:
+    def function(a: Any) -> Any:
+        return (a.flatten("C") + a.copy("C").reshape(shape=(12,)) + a.reshape(-1)).sum()
+
+    _, pullback = ost.vjp(function, A)
+    assert (pullback() == 3).all()
+    for method in (lambda a: a.flatten("F"), lambda a: a.reshape(4, 3, order="F")):
+        with pytest.raises(TypeError, match=r"np\.reshape: expected no order within vjp"):
+            ost.vjp(method, A)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda a: abs(a * 1j).sum(), "complex128"),
+        (lambda a: abs(np.where(a > 0, a, 1j)).sum(), "complex128"),
+        (lambda a: abs(a.astype(complex)).sum() + a.sum(), "complex128"),
+        (lambda a: (a * np.array([1, 2, 3, 4], object)).sum(), "object"),
+    ],
+    ids=["a factor", "where", "astype", "objects"],
+)
+def test_numbers_that_are_not_real_are_refused(function: Any, kind: str) -> None:
+    """Slopes are those of real numbers: the gradient of abs had the wrong sign, or none."""
+    with pytest.raises(
+        TypeError, match=f"Variable: expected operations on real numbers .* a result of {kind}"
+    ):
+        ost.vjp(function, A)
+
+
+def test_masked_arrays() -> None:
+    with pytest.raises(ValueError, match="args: expected an array without masked elements"):
+        ost.vjp(lambda a: (a * a).sum(), np.ma.masked_array(A, MASK))
+    _, pullback = ost.vjp(lambda a: (a * a).sum(), np.ma.masked_array(A))
+    d = pullback()
+    assert type(d) is np.ndarray
+    np.testing.assert_array_equal(d, 2 * A)
+
+
 def test_constants_and_decisions() -> None:
     def function(a: Any) -> Any:
         assert a.shape == (3, 4)
@@ -378,6 +419,78 @@ def test_constants_and_decisions() -> None:
     positive = np.where(A > 0, A, 0)
     np.testing.assert_allclose(pullback(), (A > 0) * np.floor(positive) * np.sign(positive))
     assert ost.stop_gradient(A) is A
+
+
+@pytest.mark.parametrize("how", ["pullback", "no pullback", "an error"])
+def test_memory_goes_with_the_pass(how: str) -> None:
+    """The collector of circles, which counts objects and not bytes, has nothing to do."""
+    layer, kept = nn.GRU(4, 5, dtype=np.float64, rng=0), []
+
+    def function(x: Any) -> Any:
+        y = np.tanh(layer(x)[0] * layer.parameters()["bias_hh_l0"][:5])
+        kept.append(weakref.ref(ost.stop_gradient(y)))
+        return abs(y * 1j) if how == "an error" else y.sum()
+
+    gc.disable()
+    try:
+        with contextlib.suppress(TypeError):
+            _, pullback = ost.vjp(function, BATCH)
+            if how == "pullback":
+                pullback()
+            del pullback
+        assert [ref() is None for ref in kept] == [True]
+    finally:
+        gc.enable()
+
+
+def test_no_gradient_goes_through_a_state_that_is_stopped() -> None:
+    layer, kept = nn.LSTM(4, 5, dtype=np.float64, rng=0), []
+
+    def function(x: Any) -> Any:
+        _, state = layer(x[:1])
+        state = ost.stop_gradient(state)
+        kept.append(ost.stop_gradient({"rows": [ost.Ragged(x[0], [0, 3])], "other": 1}))
+        return layer(x[1:], state)[0].sum()
+
+    _, pullback = ost.vjp(function, BATCH)
+    dx = pullback()
+    assert not dx[0].any()
+    assert dx[1].any()
+    assert kept[0]["other"] == 1
+    np.testing.assert_array_equal(kept[0]["rows"][0].rows, BATCH[0])
+    state = (A, A)
+    assert ost.stop_gradient(state) is state
+
+
+def test_no_gradient_goes_to_a_parameter_that_is_stopped() -> None:
+    class Net(nn.Model):
+        def __init__(self) -> None:
+            self.own, self.listed = nn.Parameter(ROW.copy()), [nn.Parameter(ROW.copy())]
+            self.trained = nn.Parameter(ROW.copy())
+
+        def __call__(self, x: Any) -> Any:
+            own, (listed,) = ost.stop_gradient(self.own), ost.stop_gradient(self.listed)
+            return (x * own * listed * self.trained).sum()
+
+    model = Net()
+    _, pullback = model.vjp(A)
+    pullback()
+    assert {n: bool(g.any()) for n, g in model.grads.items()} == {
+        "own": False,
+        "listed.0": False,
+        "trained": True,
+    }
+
+
+@pytest.mark.parametrize("function", [np.tanh, np.exp, lambda a: 1 / a, lambda a: a, np.sqrt])
+def test_an_output_may_be_changed_before_the_pullback(function: Any) -> None:
+    """Slopes read what it was."""
+    _, pullback = ost.vjp(function, POSITIVE)
+    want, x = pullback(A), POSITIVE.copy()
+    y, pullback = ost.vjp(function, x)
+    y -= 1
+    np.testing.assert_array_equal(pullback(A), want)
+    np.testing.assert_array_equal(x, POSITIVE)
 
 
 def test_structures_of_arguments_and_outputs() -> None:
@@ -702,6 +815,59 @@ def test_operations_on_a_device(gpu: Any, name: str) -> None:
     for a, b in zip(found if len(arrays) > 1 else (found,), want if len(arrays) > 1 else (want,)):
         assert ost._device.of(a) is gpu
         np.testing.assert_allclose(a.get(), b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["times", "of", "matmul", "where"])
+def test_constants_of_a_device(gpu: Any, name: str) -> None:
+    function = {
+        "times": lambda a, c: a * c,
+        "of": lambda a, c: c - a,
+        "matmul": lambda a, c: c @ a.T,
+        "where": lambda a, c: np.where(c > 0, a, c),
+    }[name]
+    _, pullback = ost.vjp(lambda a: function(a, B.T[:3] if name == "matmul" else A[::-1]).sum(), A)
+    there = gpu.put(np.ascontiguousarray(B.T[:3] if name == "matmul" else A[::-1]))
+    _, pullback2 = ost.vjp(lambda a: function(a, there).sum(), gpu.put(A))
+    np.testing.assert_allclose(pullback2().get(), pullback(), rtol=1e-12)
+
+
+def test_a_loss_of_the_users_own_on_a_device(gpu: Any) -> None:
+    """Its value is an array of the device, as NumPy's functions give there."""
+
+    class Square(ost.losses.Loss):
+        def __call__(self, y: Any, target: Any, lengths: Any = None) -> Any:
+            d = y - target
+            return (d * d).sum(), 2 * d
+
+    value, pullback = ost.vjp(lambda y, t: Square()(y, t)[0], *map(gpu.put, (A, A[::-1])))
+    assert float(value) == pytest.approx(((A - A[::-1]) ** 2).sum())
+    np.testing.assert_allclose(pullback()[0].get(), 2 * (A - A[::-1]))
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_gradients_of_another_device_change_nothing(gpu: Any, wrong: int) -> None:
+    class Two(nn.Model):
+        def __init__(self) -> None:
+            self.one, self.other = (nn.Conv1d(4, 2, 1, rng=k) for k in range(2))
+
+        def __call__(self, x: Any) -> Any:
+            return self.one(x), self.other(x)
+
+    model = Two().to("cuda")
+    out, pullback = model.vjp(gpu.put(BATCH.astype(np.float32)))
+    d = list(out)
+    d[wrong] = d[wrong].get()
+    with pytest.raises(
+        TypeError, match=rf"dy\[{wrong}\]: expected an array on emulated, where the output is, got "
+    ):
+        pullback(tuple(d))
+    assert not model.flat_grads.get().any()
+    pullback(out)
+    assert model.flat_grads.get().any()
+    _, pullback = ost.vjp(lambda a: a * 2, A)
+    with pytest.raises(TypeError, match="d: expected an array on cpu, where the output is, got "):
+        pullback(gpu.put(A))
+    assert pullback(np.ones_like(A)).tolist() == (2 * np.ones_like(A)).tolist()
 
 
 def test_options_reach_every_recurrent_layer(monkeypatch: pytest.MonkeyPatch) -> None:

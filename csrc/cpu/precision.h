@@ -8,8 +8,8 @@
 //
 // Sets without the instruction (VDPBF16PS, VPDPBUSD; BFDOT, USDOT or SDOT on aarch64) widen first: the same values in more
 // instructions. With AVX2 and AVX-512 a word is then multiplied in two parts, one after the other, and rows of operands lie in memory
-// as parts, so that a part is broadcast by one load (Zen 3, LSTM: bfloat16 1.7 times as fast as with words of both, whose shift
-// gcc makes in another register file). AVX2's own VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
+// as parts, so that a part is broadcast by one load (Zen 3, LSTM: bfloat16 runs 1.7 times as fast as with a shift and a mask of every
+// word, which gcc makes in general registers). AVX2's own VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
 #pragma once
 #include "simd.h"
 

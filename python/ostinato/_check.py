@@ -310,9 +310,10 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
     """Return an array of one of the given ranks.
 
     It is one of NumPy or of the array library of a device; arrays of other libraries are converted.
+    A masked array has to be without masked elements, which would be read as if they were not.
     """
-    if not isinstance(value, np.ndarray):
-        value = _device.taken(value)
+    if type(value) is not np.ndarray:
+        value = unmasked(name, _device.taken(value))
         if not is_array(value):
             raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
     a: Array = value  # type: ignore[assignment]  # arrays of a device are as good
@@ -322,6 +323,18 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
             f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {a.shape}"
         )
     return a
+
+
+def unmasked(name: str, value: Any) -> Any:
+    """Return a masked array as a plain one, and anything else as it is; raise if it masks any."""
+    if not isinstance(value, np.ma.MaskedArray):
+        return value
+    if np.ma.getmaskarray(value).any():
+        raise ValueError(
+            f"{name}: expected an array without masked elements, got some; use {name}.filled(0), "
+            "and leave such steps out by a mask of bool"
+        )
+    return np.asarray(value.data)
 
 
 def of_dtype(name: str, value: Array, dtype: np.dtype[Any]) -> None:
@@ -345,8 +358,10 @@ def state(
 def plain(name: str, value: object, wanted: str) -> Array:
     """Return an array of NumPy of what is one anywhere, or a list; the error says ``wanted``."""
     try:
-        return np.asarray(_device.host(_device.taken(value)))
+        return np.asarray(unmasked(name, _device.host(_device.taken(value))))
     except (TypeError, ValueError):  # lists of different lengths among them
+        if isinstance(value, np.ma.MaskedArray):
+            raise
         raise TypeError(f"{name}: expected {wanted}, got {quoted(value)}") from None
 
 
@@ -374,7 +389,7 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
     if _device.of(value) is not None:
         on_device: npt.NDArray[np.int64] = _device_lengths(value, steps, batch)
         return on_device
-    a = np.asarray(value)
+    a = np.asarray(unmasked("lengths", value))
     if a.size == 0:
         a = a.astype(np.int64)
     if a.dtype.kind not in "iu":

@@ -72,8 +72,8 @@ def softmax_cross_entropy(
     Rows of target -1 do not count. The sum is an array without axes, and the weight a number or
     such an array.
     """
-    xp, (count, classes) = _library(y), y.shape
-    if count == 0:
+    xp, classes = _library(y), y.shape[1]
+    if not y.size:
         return 0.0, xp.empty_like(y) if need_gradient else None
     counts = (target >= 0)[:, None]
     at = xp.maximum(target, 0)[:, None]

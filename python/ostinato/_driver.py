@@ -20,7 +20,7 @@ def _module() -> tuple[Any, str]:
     for name in HOMES:
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # a damaged package may raise anything, and `why_not` never does
             if not _is_absent(name, error):
                 reasons.append(f"{name} does not load: {error}")
             continue
@@ -37,7 +37,7 @@ def _module() -> tuple[Any, str]:
     )
 
 
-def _is_absent(name: str, error: ImportError) -> bool:
+def _is_absent(name: str, error: Exception) -> bool:
     """Whether there is no such module or package, rather than one that lacks something."""
     return isinstance(error, ModuleNotFoundError) and error.name in (name, name.split(".")[0])
 

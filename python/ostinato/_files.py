@@ -25,10 +25,10 @@ except ImportError:
 _LONGEST_NAME = 200  # bytes of a target's name that its part file repeats; systems allow 255
 
 
-def require_path(path: object, *more: type) -> None:
+def require_path(path: object, *more: type, name: str = "path") -> None:
     """Refuse what is no path, nor of one of the other types; a number would be an open file."""
     if not isinstance(path, (str, os.PathLike, *more)):
-        raise TypeError(f"path: expected a path (str or os.PathLike), got {type(path).__name__}")
+        raise TypeError(f"{name}: expected a path (str or os.PathLike), got {type(path).__name__}")
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:

@@ -41,7 +41,8 @@ class Ragged:
 
     Raises:
         TypeError: rows are no array and no `Ragged`, or offsets no whole numbers.
-        ValueError: offsets that do not run from 0 to N, or that decrease.
+        ValueError: offsets that do not run from 0 to N, or that decrease; or rows with masked
+            elements.
     """
 
     _is_ragged = True  # which `vjp` knows it by
@@ -86,7 +87,8 @@ class Ragged:
         Raises:
             TypeError: one array in place of a list, something in it that is no array, arrays beside
                 a `Ragged`, or arrays on different devices.
-            ValueError: an empty list, or arrays that differ in dtype or shape.
+            ValueError: an empty list, arrays that differ in dtype or shape, or with masked
+                elements.
         """
         sequences = _listed(sequences, name)
         if not sequences:

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import _device
 from ._annotations import readable
-from ._check import Array, Seed, generator, is_array
+from ._check import Array, Seed, generator, is_array, of_dtype, unmasked
 
 if TYPE_CHECKING:
     from .nn._block import Block, Views
@@ -130,9 +130,10 @@ class Variable:
             "ost.stop_gradient(x) gives the plain array, without a gradient"
         )
 
-    def reshape(self, *shape: Any) -> Any:
+    def reshape(self, *shape: Any, **options: Any) -> Any:
         """Return the elements in another shape."""
-        return np.reshape(self, shape[0] if len(shape) == 1 else shape)
+        given = (shape[0] if len(shape) == 1 else shape,) if shape or not options else ()
+        return np.reshape(self, *given, **options)
 
     def transpose(self, *axes: Any) -> Any:
         """Return the array with its axes in another order."""
@@ -142,13 +143,15 @@ class Variable:
     def astype(self, dtype: Any, **options: Any) -> Any:
         """Return the array in another dtype: a plain one if it is none of real numbers."""
         made = self._value.astype(dtype, **options)
-        return record(made, (self, lambda d: d)) if made.dtype.kind == "f" else made
+        return record(made, (self, lambda d: d)) if made.dtype.kind not in "biuSU" else made
 
-    def copy(self) -> Variable:
+    def copy(self, order: str = "C") -> Variable:
         """Return the array itself, since nothing changes it."""
         return self
 
-    flatten = functools.partialmethod(reshape, -1)
+    def flatten(self, order: str = "C") -> Any:
+        """Return the elements in one axis."""
+        return self.reshape(-1, **({} if order == "C" else {"order": order}))
 
     def _no_number(self) -> Any:
         raise TypeError(
@@ -222,7 +225,7 @@ def value_of(x: Any) -> Any:
 
 
 def stop_gradient(x: Any) -> Any:
-    """Return an array that counts as a constant: no gradient goes through it.
+    """Return arrays that count as constants: no gradient goes through them.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -231,12 +234,22 @@ def stop_gradient(x: Any) -> Any:
     [3.0]
 
     Args:
-        x: an array, or what stands for one within `vjp`.
+        x: an array, or what stands for one within `vjp`; also tuples, lists, dicts and `Ragged` of
+            them, such as a state.
 
     Returns:
-        The plain array; outside of `vjp` that is x itself.
+        The plain array, or those of a structure; outside of `vjp` that is x itself.
     """
-    return value_of(x)
+    read = mapped(_read, x) if active() is not None else x
+    return plain(read) if variables_in(read) else x
+
+
+def _read(a: Any) -> Any:
+    """Return what a parameter that is no attribute of a model stands for; anything else as it is.
+
+    In lists and dicts of a model it stays what it is, and operations read it.
+    """
+    return a.value if getattr(a, "_is_parameter", False) else a
 
 
 def record(value: Any, *inputs: tuple[Any, Slope]) -> Any:
@@ -252,6 +265,11 @@ def record(value: Any, *inputs: tuple[Any, Slope]) -> Any:
         return value
     recording = pairs[0][0]._recording
     recording.require_active()
+    if value.dtype.kind != "f":
+        raise TypeError(
+            "Variable: expected operations on real numbers within vjp, got a result of "
+            f"{value.dtype}; ost.stop_gradient(x) gives the plain array, without a gradient"
+        )
     out = recording.variable(value)
     recording.steps.append(_Operation(out._index, [(x._index, slope) for x, slope in pairs]))
     return out
@@ -414,6 +432,15 @@ class Recording:
         finally:
             _RECORDINGS[thread] = self
 
+    def taken(self) -> list[Any]:
+        """Return the operations, and forget them and the parameters.
+
+        Both hold Variables, and those the recording: memory in a circle stays until the collector
+        comes by, which counts objects and not their bytes.
+        """
+        steps, self.steps, self._leaves = self.steps, [], {}
+        return steps
+
     def enters(self, layer: Layer) -> bool:
         """Whether the calls within that of a layer are recorded, and not the layer's vjp."""
         return layer._calls_are_recorded()
@@ -448,6 +475,8 @@ class Recording:
         """Return Variables in place of the arrays of real numbers in a structure."""
 
         def one(a: Any) -> Any:
+            if a is not None and type(a) is not np.ndarray:
+                a = unmasked("args", _device.taken(a))
             floats = is_array(a) and a.dtype.kind == "f"
             return self.variable(a) if floats else a
 
@@ -459,20 +488,26 @@ class Backward:
 
     Args:
         recording: what to run back through.
+        steps: its operations.
         inputs: numbers of the Variables that the function was given.
         grads: gradients to add to in place of those of the model that they belong to.
         need_dx: whether the gradients of the inputs are wanted.
     """
 
     def __init__(
-        self, recording: Recording, inputs: Sequence[int], grads: Views | None, need_dx: bool
+        self,
+        recording: Recording,
+        steps: Sequence[Any],
+        inputs: Sequence[int],
+        grads: Views | None,
+        need_dx: bool,
     ) -> None:
-        self._recording, self._grads = recording, grads
+        self._recording, self._steps, self._grads = recording, steps, grads
         count = len(recording.kinds)
         self.live = [False] * count
         for k in inputs:
             self.live[k] = need_dx
-        for step in recording.steps:
+        for step in steps:
             step.mark(self.live)
         self._found: list[Any] = [None] * count
         self._owned = [False] * count
@@ -515,7 +550,7 @@ class Backward:
             if part is not None:
                 self.add(v._index, part)
         inputs = {v._index for v in variables_in(given)}
-        for step in reversed(self._recording.steps):
+        for step in reversed(self._steps):
             step.back(self)
 
         def one(v: Any) -> Any:
@@ -625,12 +660,17 @@ def _paired(out: Any, d: Any, name: str = "d") -> Iterator[tuple[Variable, Any]]
         for key in keys:
             yield from _paired(out[key], d[key], f"{name}[{key!r}]")
     elif type(out) is Variable:
-        if not is_array(d) and not isinstance(d, np.generic):
+        if type(d) is not np.ndarray:
+            d = unmasked(name, _device.taken(d))
+        if is_array(d):
+            _device.same(name, d, out._value, "the output")
+        elif not isinstance(d, np.generic):
             raise TypeError(f"{name}: expected an array, got {type(d).__name__}")
-        if d.shape != out.shape or d.dtype != out.dtype:
+        if d.shape != out.shape:
             raise ValueError(
                 f"{name}: expected shape {out.shape} of {out.dtype}, got {d.shape} of {d.dtype}"
             )
+        of_dtype(name, d, out.dtype)
         yield out, d
 
 
@@ -695,7 +735,9 @@ def of_loss(
             f"{type(loss).__name__}: expected a gradient for every part of y, got {len(pairs)} "
             f"for {len(ys)}"
         )
-    made = _device.like(np.asarray(value, ys[0].dtype), ys[0]._value)
+    if _device.of(value) is None:
+        value = np.asarray(value)
+    made = _device.like(value.astype(ys[0].dtype), ys[0]._value)
     return record(made, *((v, _times(part)) for v, part in pairs)), dy
 
 
@@ -767,8 +809,11 @@ class Recorded:
         self.recording = Recording(None if rng is None else generator(rng), given)
         self.given = self.recording.wrapped(args)
         self.recording.inputs = len(self.recording.kinds)
-        with self.recording.running():
-            self.out = function(*self.given, **options)
+        try:
+            with self.recording.running():
+                self.out = function(*self.given, **options)
+        finally:
+            self.steps = self.recording.taken()
         if given and not self.recording.options_used:
             raise ValueError(
                 f"{next(iter(given))}: expected a model with recurrent layers, got a call of none"
@@ -780,7 +825,7 @@ class Recorded:
     @property
     def values(self) -> Any:
         """The outputs as plain arrays."""
-        return mapped(_number, self.out)
+        return mapped(_output, self.out)
 
     def require_gradient(self, name: str) -> None:
         """Raise if nothing of the output has a gradient."""
@@ -794,7 +839,7 @@ class Recorded:
         """Raise if d is no gradient of the output, or if parameters have changed since the call."""
         for _ in _paired(self.out, d):
             pass
-        for step in self.recording.steps:
+        for step in self.steps:
             step.require_ready()
 
     def back(self, d: Any, grads: Views | None, need_dx: bool) -> Any:
@@ -802,7 +847,7 @@ class Recorded:
 
         What `require_ready` asks has been made sure of, so that all of them are added or none.
         """
-        run = Backward(self.recording, _indices(self.given), grads, need_dx)
+        run = Backward(self.recording, self.steps, _indices(self.given), grads, need_dx)
         return run.run(self.out, d, self.given)
 
     def ones(self) -> Any:
@@ -816,10 +861,18 @@ class Recorded:
         return np.ones_like(out._value)
 
 
-def _number(v: Any) -> Any:
-    """Return the array of a Variable; that of NumPy without axes as a number."""
+def _output(v: Any) -> Any:
+    """Return the array of a Variable; that of NumPy without axes as a number.
+
+    Slopes may read it, so whoever gets one that can be changed gets a copy. (The y of a layer is
+    read-only.)
+    """
     a = value_of(v)
-    return a[()] if isinstance(a, np.ndarray) and not a.shape else a
+    if not isinstance(a, np.ndarray):
+        return a
+    if not a.shape:
+        return a[()]
+    return a.copy(order="K") if a is not v and a.flags.writeable else a
 
 
 class FunctionPullback:
@@ -853,8 +906,9 @@ class FunctionPullback:
 
         Raises:
             RuntimeError: the pullback has been used, or parameters have changed since the call.
-            TypeError: d has another form than the output; the pullback can be called again.
-            ValueError: d has another shape or dtype; the pullback can be called again.
+            TypeError: d has another form, dtype or device than the output; the pullback can be
+                called again.
+            ValueError: d has another shape, or masked elements; the pullback can be called again.
         """
         recorded = self._recorded
         if recorded is None:

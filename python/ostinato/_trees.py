@@ -185,6 +185,8 @@ class Trees(Ragged):
             TypeError: labels that are no numbers.
             ValueError: an empty tuple or a list within itself, or a label that is not known.
         """
+        if not hasattr(trees, "__iter__"):
+            raise TypeError(f"trees: expected a list of trees, got {type(trees).__name__}")
         found: list[Any] = []
         parents = [_walked(f"trees[{k}]", tree, found) for k, tree in enumerate(trees)]
         if labels is not None:

@@ -39,16 +39,8 @@ def as_array(name: str, value: Any) -> Any:
         TypeError: it is none of these, or holds something else than numbers.
         ValueError: a masked array with masked elements.
     """
-    if isinstance(value, np.ma.MaskedArray):
-        if np.ma.getmaskarray(value).any():
-            raise ValueError(
-                f"{name}: expected an array without masked elements, got some; use "
-                f"{name}.filled(0) and give the steps that "
-                'are there as {"mask": ...} in the third place'
-            )
-        return np.asarray(value.data)
     if isinstance(value, np.ndarray):
-        a: Any = np.asarray(value)
+        a: Any = np.asarray(_check.unmasked(name, value))
     elif hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach()
         if "bfloat16" in str(value.dtype):
@@ -416,6 +408,20 @@ def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
     return a
 
 
+def some_weights(weights: Array, x: Ragged, some: Array, outputs: str) -> Array:
+    """Return the weights of some of the sequences of x, ``[B]``, or of their rows.
+
+    Where those of sequences are as many as the rows of the batch, as empty ones allow, they are
+    given by row: nobody could tell them apart.
+    """
+    last = outputs == "last"
+    if len(weights) != len(x) or (len(x) == len(x.rows) and not last):
+        rows: Array = x.like(weights).take(some).rows
+        return rows
+    lengths, picked = x.lengths[some], weights[some]
+    return np.repeat(picked, lengths) if lengths.sum() == len(some) and not last else picked
+
+
 class RaggedLoader(_Selections):
     """Yield batches of sequences of different lengths, without padding.
 
@@ -431,7 +437,8 @@ class RaggedLoader(_Selections):
         target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one
             a sequence, ``[B,...]``.
         times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as
-            x), masked, and weights (of sequences ``[B]`` or of flat rows ``[N]``).
+            x), masked, and weights (of sequences ``[B]`` or of flat rows ``[N]``; where both are as
+            many, of rows, but with ``outputs="last"`` of sequences).
         batch_size: sequences of a batch; the last one may have fewer.
         shuffle: whether every epoch has a new order, that of (rng, epoch).
         outputs: "all": a target a step; "last": one a sequence.
@@ -498,17 +505,15 @@ class RaggedLoader(_Selections):
             self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
         )
         x = self.x.take(some)
-        times = {n: self._some(v, some) for n, v in self.times.items()}
+        times = {n: self._some(n, v, some) for n, v in self.times.items()}
         return (x, target, times) if times else (x, target)
 
-    def _some(self, value: Any, some: Array) -> Any:
+    def _some(self, name: str, value: Any, some: Array) -> Any:
         if not isinstance(value, np.ndarray):
             return value
-        return (
-            value[some]
-            if len(value) == len(self.x) != len(self.x.rows)
-            else self.x.like(value).take(some).rows
-        )
+        if name == "weights":
+            return some_weights(value, self.x, some, self.outputs)
+        return self.x.like(value).take(some).rows
 
 
 class InputsLoader(_Selections):
@@ -792,7 +797,8 @@ class StreamLoader:
 
     Raises:
         TypeError: text is no array of whole numbers.
-        ValueError: text has another number of axes than one or is too short, or a size is below 1.
+        ValueError: text has another number of axes than one, masked elements, or is too short; or
+            a size is below 1.
 
     Source: Williams, Peng (1990); for language models Mikolov et al. (2010).
     """

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock, get_ident
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = ["Flow", "FlowLog", "LayerFlow", "gradient_flow"]
 
 SATURATED = 0.05  # distance of a sigmoid from 0 or 1, of a tanh from -1 or 1
 DEAD = 1e-6  # share of the largest unit's movement; a dead unit moves less
+_one_at_a_time = RLock()  # a layer has one that watches it
 
 
 @dataclass
@@ -47,11 +49,12 @@ class LayerFlow:
         name: place in the model (position in a `Sequential`, attribute of a `Model`), layer and
             direction, such as "1.l0", "l0_reverse" or "encoder.rnn.l0". A layer that a `Model`
             runs several times has a flow for each call: "cell.l0 (call 2 of 5)".
-        dh: ``[T]`` norms over batch and units of dL/dh_t by all paths.
+        dh: ``[T]`` norms over batch and units of dL/dh_t by all paths; rows that take no part in a
+            step do not count.
         dc: ``[T]`` norms of dL/dc_t by all paths; None without c.
         survival: by distance, for a gradient of only the last state: the part of its norm that is
             left after k steps. The dc of an LSTM counts with dh, as the square root of the sum of
-            squares; rows shorter than the longest take no part.
+            squares; rows shorter than the longest take no part, and masked steps are no steps.
         reach: the first k at which less than ``threshold`` is left; None if there is none.
         saturation: of each gate, the fraction of (t, b, unit) within 0.05 of its limits; a gate
             whose function has no limits is not among them.
@@ -199,7 +202,7 @@ def _run_back(model: Layer, x: Any, dy: Any, state: Any, times: dict[str, Any]) 
     if dy is None:
         dy = mapped(_ones, y.rows if isinstance(y, Ragged) else y)
     # Within a model, a layer whose own parameters are frozen runs back for its inputs alone.
-    pullback(dy, grads=model.new_grads(), need_dx=isinstance(model, Model))
+    pullback(dy, grads=model.new_grads(), need_dx=not isinstance(model, Recurrent))
 
 
 def _ones(a: Any) -> Any:
@@ -243,12 +246,15 @@ def _verdict(
 ) -> str:
     if not survival.any():
         return "no steps"
-    if survival.max() > 100:
+    lost = np.flatnonzero(~np.isfinite(survival))
+    if lost.size:
+        text = f"the gradient is not finite after {lost[0]} steps"
+    elif survival.max() > 100:
         text = (
             f"the gradient grows {survival.max():.3g} times within {int(survival.argmax())} steps"
         )
     elif reach is not None:
-        text = f"the gradient falls below {threshold:.0%} after {reach} steps"
+        text = f"the gradient falls below {100 * threshold:.3g}% after {reach} steps"
     else:
         text = f"{survival[-1]:.1%} of the gradient is left after {len(survival) - 1} steps"
     if dead.size:
@@ -274,17 +280,20 @@ def _recurrent(model: Layer, prefix: str = "") -> dict[str, Recurrent]:
 def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, list[tuple[Any, Array]]]]:
     """Collect the tapes and norms of the passes that run back, by the layers' ids."""
     seen: dict[int, list[tuple[Any, Array]]] = {id(layer): [] for layer in recurrent.values()}
+    mine = get_ident()
 
     def watch(layer: Recurrent, tape: Any, norms: Array) -> None:
-        seen[id(layer)].append((tape, norms))
+        if get_ident() == mine:  # other threads may train the layer
+            seen[id(layer)].append((tape, norms))
 
-    for layer in recurrent.values():
-        layer._watch = watch
-    try:
-        yield seen
-    finally:
+    with _one_at_a_time:
         for layer in recurrent.values():
-            del layer._watch
+            layer._watch = watch
+        try:
+            yield seen
+        finally:
+            for layer in recurrent.values():
+                del layer._watch
 
 
 def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
@@ -318,22 +327,30 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
 def _survival(layer: Recurrent, tape: Any) -> list[Array]:
     """Return what is left of a gradient of only the last state, by distance.
 
-    It is one backward pass for each layer and direction, of the longest rows.
+    It is one backward pass for each layer and direction, of the longest rows; with a mask, one for
+    each of the different rows of the mask among them.
     """
     steps, batch = tape.shape
-    lengths = _device.host(tape.active()).sum(0)
-    longest = lengths == lengths.max(initial=0)
+    active = _device.host(tape.active())  # [T,B]
+    lengths = active.sum(0)
+    longest = np.flatnonzero(lengths == lengths.max(initial=0))
+    # Rows that skip other steps are elsewhere at the same distance.
+    patterns, alike = np.unique(active[:, longest], axis=1, return_inverse=True)
     ends, out = layer._suffixes(), []
     for part, end in enumerate(ends):
-        dh = np.zeros((len(ends), batch, layer._output_size), layer.dtype)
-        dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
-        start = _device.like(dh, layer._block.values)
-        flow = tape.backward(None, start, None, layer._parts({}), False, flow=True)[-1]
-        norms = _device.host(flow)[part].sum(1)
+        first = np.random.default_rng(0).standard_normal((len(longest), layer._output_size))
+        left = np.zeros(lengths.max(initial=0))
+        for k, pattern in enumerate(patterns.T):
+            mine = alike.reshape(-1) == k
+            dh = np.zeros((len(ends), batch, layer._output_size), layer.dtype)
+            dh[part, longest[mine]] = first[mine]
+            start = _device.like(dh, layer._block.values)
+            flow = tape.backward(None, start, None, layer._parts({}), False, flow=True)[-1]
+            left += _device.host(flow)[part].sum(1)[pattern]
         # In the order of the backward pass, from the step at which the gradient begins.
-        back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])
-        back = back[np.flatnonzero(back)[0] :] if back.any() else back
-        out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))
+        back = np.sqrt(left if end.endswith("_reverse") else left[::-1])
+        with np.errstate(invalid="ignore"):  # of what is infinite from the beginning
+            out.append(back / back[0] if back.size and back[0] != 0 else np.zeros(steps))
     return out
 
 

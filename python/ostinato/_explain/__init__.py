@@ -12,7 +12,7 @@ from ..nn._sequential import Sequential
 from ..nn._stack import Recurrent
 from ._cpu import on_cpu
 from ._gpu import on_gpu
-from ._models import given_inputs, of_call, of_sequential
+from ._models import given_inputs, of_call, of_sequential, sizes_of
 from ._shared import Explanation, measured
 
 __all__ = ["Explanation", "explain"]
@@ -73,32 +73,45 @@ def explain(
         ValueError: a shape or memory_limit that the layer does not take.
     """
     training, measure = _check.flag("training", training), _check.flag("measure", measure)
-    options = {"training": training, "memory_limit": memory_limit, "measure": measure}
+    options: dict[str, Any] = {
+        "training": training,
+        "memory_limit": memory_limit,
+        "measure": measure,
+    }
     if isinstance(layer, (Sequential, Model)):
         inputs = given_inputs(layer, shape)
         if inputs is None:
-            return of_sequential(layer, shape, explain, options)
-        return of_call(layer, inputs, explain, options)
+            return of_sequential(layer, shape, _of_layer, options)
+        return of_call(layer, inputs, _of_layer, options)
     if not isinstance(layer, Recurrent):
         raise TypeError(
             "layer: expected an RNN, LSTM or GRU, a Sequential or a Model, got "
             f"{type(layer).__name__}"
         )
-    try:
-        given = tuple(shape)
-    except TypeError:
-        raise TypeError(f"shape: expected (T, B, I) or (T, I), got {shape!r}") from None
-    sizes = [_check.positive("shape", n, 0) for n in given]
+    return _of_layer(layer, shape, **options)
+
+
+def _of_layer(
+    layer: Recurrent,
+    shape: Any,
+    *,
+    training: bool,
+    memory_limit: str | int | None,
+    measure: bool,
+    rows: int | None = None,
+) -> Explanation:
+    """Explain one layer; ``rows``: those of a table in which it looks up its input, or None."""
+    sizes = sizes_of(shape)
     if len(sizes) not in (2, 3) or sizes[-1] != layer.input_size:
         raise ValueError(
-            f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {given}"
+            f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}"
         )
     if len(sizes) == 2:
         sizes.insert(0 if layer.batch_first else 1, 1)
     if training and layer.precision == "int8":
         raise ValueError("precision: expected one that can be trained, got 'int8'")
     if layer.device == "cpu":
-        return on_cpu(layer, sizes, training, memory_limit, measure)
+        return on_cpu(layer, sizes, training, memory_limit, measure, rows)
     if memory_limit is not None:
         raise ValueError(
             f"memory_limit: expected None for a layer on {layer.device}, got {memory_limit!r}"

@@ -41,8 +41,18 @@ def on_cpu(
     training: bool,
     memory_limit: str | int | None,
     measure: bool,
+    rows: int | None = None,
 ) -> Explanation:
-    """Explain a layer; ``sizes`` is x.shape with a batch axis."""
+    """Explain a layer.
+
+    Args:
+        layer: the layer.
+        sizes: x.shape with a batch axis.
+        training: see `explain`, as memory_limit and measure.
+        memory_limit: of the vjp.
+        measure: whether to run the call as well.
+        rows: those of a table in which the layer looks up its input; None: it is given it.
+    """
     steps, batch = (sizes[1], sizes[0]) if layer.batch_first else (sizes[0], sizes[1])
     if memory_limit is not None and not training:
         raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
@@ -54,7 +64,7 @@ def on_cpu(
     )
     passes = _passes(layer, steps, batch, training)
     cell = facts_of(layer._cell)
-    flops = sum(products_of(layer, k, steps, batch) for k in range(layer.num_layers))
+    flops = sum(products_of(layer, k, steps, batch, rows) for k in range(layer.num_layers))
     flops *= 3 if training else 1
     directions = layer._directions
     tape = sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0
@@ -62,7 +72,6 @@ def on_cpu(
         kept = cell["states"] - 1  # of what a tape holds for a step: c
         tape *= kept / max(cell["tape"] + kept, 1)
         flops *= 4 / 3 if cell["tape"] else 1
-    every = [g for _, groups in passes for g in groups]
     facts: dict[str, Any] = {
         "kernels": _core.kernels(),
         "cell": layer._cell,
@@ -71,8 +80,8 @@ def on_cpu(
         "flops": flops,
         "weight_bytes": sum(g["packed_bytes"] for g in passes[0][1]),
         "tape_bytes": round(tape),
-        "workspace_bytes": max((g["workspace_bytes"] for g in every), default=0),
-        **_rates(layer, passes, steps, batch),
+        "workspace_bytes": _workspace(layer, passes, steps, batch, schedule is None),
+        **_rates(layer, passes, steps, batch, rows),
         "schedule": schedule,
         "states_only": states_only,
         "drivers": drivers_of(layer._cell),
@@ -114,13 +123,42 @@ def _passes(layer: Recurrent, steps: int, batch: int, training: bool) -> Passes:
     ]
 
 
-def _rates(layer: Recurrent, passes: Passes, steps: int, batch: int) -> dict[str, Any]:
+def _workspace(layer: Recurrent, passes: Passes, steps: int, batch: int, whole: bool) -> int:
+    """Return the most bytes beside tape and outputs, with what layers hand to one another.
+
+    ``whole``: training keeps the outputs between the layers; else the schedule has counted them.
+    """
+    layers = layer.num_layers
+    width = steps * batch * layer._directions * layer._output_size * layer._dtype.itemsize
+    own: list[int] = [max((g["workspace_bytes"] for g in of), default=0) for _, of in passes]
+    if not whole:
+        return max(own)
+    # What a group of layers reads and what it writes, as far as other layers read or wrote it.
+    handed: list[int] = []
+    for _, of in passes:
+        each = [0]
+        for g in of:
+            first, count = g["first_layer"], g["layers"]
+            arrays = count + (first > 0) - (first + count == layers)
+            each.append(g["workspace_bytes"] + arrays * width)
+        handed.append(max(each))
+    if len(passes) == 1:
+        return handed[0]
+    kept = (layers - 1) * width * (2 if layer.dropout else 1)
+    return kept + max(own[0], handed[1])
+
+
+def _rates(
+    layer: Recurrent, passes: Passes, steps: int, batch: int, rows: int | None
+) -> dict[str, Any]:
     """Return the rates of one thread now, and what the passes would take at them."""
     itemsize, directions = layer._dtype.itemsize, layer._directions
     each = recurrent_weights(layer)
     weight = {"bfloat16": 2, "int8": 1}.get(layer.precision, itemsize)
     recurrent = each * weight
     peak = _core.fma_peak(MEASURE_SECONDS, itemsize) * 1e9 * (itemsize / weight)
+    if _core.instructions().get(layer.precision, "").startswith("widened"):
+        peak /= 2  # each word in two parts
     forward = passes[0][1][0]
     share = recurrent / (forward["threads"] if forward["spread"] == "units" else 1)
     bandwidth = _core.read_bandwidth(int(max(share, 4096)), MEASURE_SECONDS) * 1e9
@@ -129,7 +167,8 @@ def _rates(layer: Recurrent, passes: Passes, steps: int, batch: int) -> dict[str
     for name, groups in passes:
         for g in groups:
             for k in range(g["first_layer"], g["first_layer"] + g["layers"]):
-                arithmetic = products_of(layer, k, steps, batch) * (2 if name == "backward" else 1)
+                arithmetic = products_of(layer, k, steps, batch, rows)
+                arithmetic *= 2 if name == "backward" else 1
                 row_blocks = 1
                 if g["spread"] != "units":
                     row_blocks = max(1, g["lanes"] // (g["layers"] * directions))
@@ -173,7 +212,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     lines += [
         f"  packed weights {size_of(facts['weight_bytes'])}, {how_often(training)}",
         f"  tape           {_tape(layer, facts) if training else 'none'}",
-        f"  workspace      {size_of(facts['workspace_bytes'])}, given back after the pass",
+        f"  workspace      {size_of(facts['workspace_bytes'])}, {_returned(layer, training)}",
         f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does "
         f"{facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
         f"  roofline       {time_of(facts['roofline_seconds'])}, bound by {facts['bound']}; "
@@ -209,6 +248,14 @@ def _tape(layer: Recurrent, facts: dict[str, Any]) -> str:
         f"{size_of(facts['tape_bytes'])} = T B {states} H' {layer._dtype.itemsize} a layer and "
         "direction, H' = H rounded up to whole vectors"
     )
+
+
+def _returned(layer: Recurrent, training: bool) -> str:
+    """Return when the workspace is given back."""
+    if layer.num_layers == 1:
+        return "given back after the pass"
+    when = "after the backward pass" if training else "after the pass"
+    return f"with the outputs between layers; given back {when}"
 
 
 def _segments(s: Schedule) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock, get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,11 @@ from ..nn._layers import Embedding
 from ..nn._lookup import looks_up
 from ..nn._sequential import Sequential
 from ..nn._stack import Recurrent
-from ..nn._walk import layers_of
+from ..nn._walk import layers_of, layout_of
 from ._shared import Explanation
 
-Explain = Callable[..., Explanation]  # of one layer
+_one_at_a_time = RLock()  # a layer has one that watches it
+Explain = Callable[..., Explanation]  # of one layer, with the rows of a table that it looks up
 
 
 class _Seen(NamedTuple):
@@ -30,6 +32,15 @@ class _Seen(NamedTuple):
     name: str
     shape: tuple[int, ...]
     rows: int | None  # of the table that the layer looks up itself
+
+
+def sizes_of(shape: Any) -> list[int]:
+    """Return the numbers of a shape."""
+    try:
+        given = tuple(shape)
+    except TypeError:
+        raise TypeError(f"shape: expected (T, B, I) or (T, I), got {shape!r}") from None
+    return [_check.positive("shape", n, 0) for n in given]
 
 
 def given_inputs(model: Layer, shape: Any) -> tuple[Any, ...] | None:
@@ -47,7 +58,7 @@ def given_inputs(model: Layer, shape: Any) -> tuple[Any, ...] | None:
     recurrent = [layer for layer in layers_of(model) if isinstance(layer, Recurrent)]
     if isinstance(model, Sequential) and all(layer in leaves for layer in recurrent):
         return None
-    sizes = [_check.positive("shape", n, 0) for n in shape]
+    sizes = sizes_of(shape)
     first = next(layer for layer in layers_of(model) if not layer._children())
     dtype = np.dtype(np.int64) if isinstance(first, Embedding) else model.dtype
     return (_device.like(np.zeros(sizes, dtype), model._block.values),)
@@ -68,7 +79,7 @@ def of_sequential(
 ) -> Explanation:
     """Explain the recurrent layers of a `Sequential`, whose shapes follow from its own."""
     leaves = list(_leaves(model))
-    lead = [_check.positive("shape", n, 0) for n in shape]
+    lead = sizes_of(shape)
     first = leaves[0][1]
     if not isinstance(first, Embedding):
         width = getattr(first, "input_size", getattr(first, "in_features", None))
@@ -83,9 +94,14 @@ def of_sequential(
         )
     seen: dict[_Seen, int] = {}
     before: Layer | None = None
+    pooled = False
     for name, layer in leaves:
+        time = len(lead) - 1 if layout_of(layer) else 0
         if layer.reduces_time:
-            lead = lead[:1] if getattr(layer, "batch_first", False) else lead[1:]
+            lead, pooled = lead[:time] + lead[time + 1 :], True
+        elif not pooled:  # a convolution may have fewer outputs than steps
+            after = layer._times_after({"lengths": np.array(lead[time : time + 1])})
+            lead[time] = int(after["lengths"][0])
         if isinstance(layer, Recurrent):
             rows, limit = None, options.get("memory_limit")
             if isinstance(before, Embedding) and looks_up(before, layer, math.prod(lead), limit):
@@ -123,27 +139,30 @@ def of_call(
 def _watched(recurrent: dict[str, Recurrent]) -> Iterator[dict[_Seen, int]]:
     """Count the calls of layers by what they are given."""
     seen: dict[_Seen, int] = {}
+    mine = get_ident()
 
     def watched(name: str, layer: Recurrent) -> Callable[..., Any]:
         forward = layer._forward
 
         def run(call: Call, *rest: Any) -> Any:
-            batch, steps, _ = layer._shape(call)
-            lead = (batch, steps) if layer.batch_first else (steps, batch)
-            rows = None if call.table is None else len(call.table)
-            given = _Seen(name, (*lead, layer.input_size), rows)
-            seen[given] = seen.get(given, 0) + 1
+            if get_ident() == mine:  # other threads may run the layer
+                batch, steps, _ = layer._shape(call)
+                lead = (batch, steps) if layer.batch_first else (steps, batch)
+                rows = None if call.table is None else len(call.table)
+                given = _Seen(name, (*lead, layer.input_size), rows)
+                seen[given] = seen.get(given, 0) + 1
             return forward(call, *rest)
 
         return run
 
-    for name, layer in recurrent.items():
-        layer.__dict__["_forward"] = watched(name, layer)
-    try:
-        yield seen
-    finally:
-        for layer in recurrent.values():
-            del layer.__dict__["_forward"]
+    with _one_at_a_time:
+        for name, layer in recurrent.items():
+            layer.__dict__["_forward"] = watched(name, layer)
+        try:
+            yield seen
+        finally:
+            for layer in recurrent.values():
+                del layer.__dict__["_forward"]
 
 
 def _together(
@@ -153,7 +172,7 @@ def _together(
     layers = dict(named_layers(model))
     facts, texts = [], []
     for (name, shape, rows), calls in seen.items():
-        e = explain(layers[name], shape, **options)
+        e = explain(layers[name], shape, rows=rows, **options)
         facts.append(
             {"name": name, "shape": shape, "lookup": rows is not None, "calls": calls, **e.facts}
         )

@@ -64,12 +64,17 @@ def recurrent_weights(layer: Recurrent) -> int:
     return gates * layer.hidden_size * layer._output_size + layer.proj_size * layer.hidden_size
 
 
-def products_of(layer: Recurrent, k: int, steps: int, batch: int) -> float:
-    """Return the operations of the products of layer k, forward."""
+def products_of(layer: Recurrent, k: int, steps: int, batch: int, rows: int | None = None) -> float:
+    """Return the operations of the products of layer k, forward.
+
+    ``rows``: those of the table in which the first layer looks up its input; None: it is given it.
+    """
     inputs = layer.input_size if k == 0 else layer._directions * layer._output_size
     columns = facts_of(layer._cell)["gates"] * layer.hidden_size
-    weights = columns * inputs + recurrent_weights(layer)
-    return 2.0 * weights * steps * batch * layer._directions
+    times = steps * batch
+    read = times if k > 0 or rows is None else rows
+    weights = columns * inputs * float(read) + recurrent_weights(layer) * float(times)
+    return 2.0 * weights * layer._directions
 
 
 def measured(

@@ -200,7 +200,16 @@ class _Search:
                 f"language_model: expected log-probabilities of V = {classes} classes, those of y, "
                 f"got shape {p.shape}"
             )
-        return (self.weight * p if self.weight else np.zeros(classes)) + self.bonus
+        if not self.weight:
+            return np.full(classes, self.bonus)
+        out: Array = self.weight * p + self.bonus
+        out[self.blank] = 0.0  # which is not read
+        if np.isnan(out).any():
+            raise ValueError(
+                "language_model: expected log-probabilities that are numbers, got NaN after "
+                f"labels {_check.quoted(self._prefix(node).tolist())}"
+            )
+        return out
 
     def _step(self, log_p: Array) -> None:
         last = np.array([self.labels[n] for n in self.nodes], np.int64)  # none in an empty beam
@@ -253,13 +262,22 @@ class _Search:
         with np.errstate(over="ignore"):
             scores = both + self.extra
         if self.model is not None and self.weight:
-            scores = scores + self.weight * np.array(
-                [self.model.end(self.states[n]) for n in self.nodes]
-            )
+            scores = scores + self.weight * np.array([self._end(int(n)) for n in self.nodes])
         return [
             Hypothesis(self._prefix(int(self.nodes[k])), float(scores[k]), float(both[k]))
             for k in _largest(scores, count)
         ]
+
+    def _end(self, node: int) -> float:
+        """Return the logarithm of the probability that a prefix ends."""
+        assert self.model is not None
+        end = _check.number("language_model", self.model.end(self.states[node]), "a number as end")
+        if np.isnan(end):
+            raise ValueError(
+                "language_model: expected a number as end, got NaN after labels "
+                f"{_check.quoted(self._prefix(node).tolist())}"
+            )
+        return end
 
     def _prefix(self, node: int) -> Labels:
         out = []

@@ -12,7 +12,7 @@ from .. import _check, _device
 from .._annotations import readable
 from .._check import Array, Seed
 from ..nn import Layer, Stream
-from ..nn._walk import layers_of
+from ..nn._walk import layouts_of
 from ._hypothesis import Hypothesis, log_softmax, refuse_unusable
 from ._sampling import check_options, drawn, probabilities
 
@@ -47,7 +47,7 @@ def _pair(given: Any) -> tuple[Any, Any]:
 
 
 def _step_of_model(model: Layer) -> Step:
-    batch_first = any(getattr(layer, "batch_first", False) for layer in layers_of(model))
+    batch_first = any(first for first, _ in layouts_of(model))
 
     def step(labels: Array, state: Any) -> tuple[Array, Any]:
         x = labels[:, None] if batch_first else labels[None]

@@ -141,8 +141,9 @@ class Pullback:
             The gradients of all inputs and weights.
 
         Raises:
-            TypeError: dc_n for a cell without c; a function as dy without segments.
-            ValueError: a gradient of another shape or dtype than what it is the gradient of.
+            TypeError: a gradient of another dtype than what it is the gradient of; dc_n or dcells
+                for a cell without c; a function as dy without segments.
+            ValueError: a gradient of another shape than what it is the gradient of.
         """
         call, packed = self._call, self._call.packed
         dy, flags = self._by_step(dy, cuts)
@@ -152,10 +153,11 @@ class Pullback:
             "cuts": flags,
             "dcells": row("dcells", dcells, 3),
         }
-        if dc_n is not None and facts_of(packed.cell)["states"] < 2:
-            raise TypeError(
-                f"dc_n: expected None for the cell {packed.cell}, got {type(dc_n).__name__}"
-            )
+        for name, given in (("dc_n", dc_n), ("dcells", dcells)):
+            if given is not None and facts_of(packed.cell)["states"] < 2:
+                raise TypeError(
+                    f"{name}: expected None for the cell {packed.cell}, got {type(given).__name__}"
+                )
         shapes = [None if w is None else w.shape for w in packed.weights]
         grads, options["overwrite"] = new_gradients(shapes, packed.weights[0])
         batch = call.sizes[1]
@@ -185,18 +187,14 @@ class Pullback:
         """Return dy; raise for what no segment that runs would refuse before others have run."""
         call, packed = self._call, self._call.packed
         size, hidden = packed.native.output_size, packed.native.hidden_size
-        if dcells is not None and facts_of(packed.cell)["states"] < 2:
-            raise TypeError(
-                f"dcells: expected None for the cell {packed.cell}, got {type(dcells).__name__}"
-            )
         if dcells is not None:
             _check.state("dcells", dcells[0], (*call.sizes, hidden), packed.dtype, "(T, B, H)")
         own = (*call.x.shape[:-1], size)
         dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
-        if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
-            raise ValueError(
-                f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}"
-            )
+        if _check.is_array(dy):
+            _check.of_dtype("dy", dy, packed.dtype)
+            if dy.shape != own:
+                raise ValueError(f"dy: expected shape {own}, got {dy.shape}")
         return dy
 
     def _through_segments(

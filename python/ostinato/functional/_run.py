@@ -53,11 +53,8 @@ def _restart(packed: Packed, state: object, size: int) -> Array | None:
     if state is None:
         return None
     r = _check.array("reset_state", state)
-    if r.shape != (size,) or r.dtype != packed.dtype:
-        raise ValueError(
-            f"reset_state: expected shape (H,) = ({size},) of {packed.dtype}, got {r.shape} of "
-            f"{r.dtype}"
-        )
+    axes = "(P,)" if size != packed.native.hidden_size else "(H,)"
+    _check.state("reset_state", r, (size,), packed.dtype, axes)
     return _check.contiguous(r)[None]
 
 
@@ -109,9 +106,8 @@ def _segments(call: Call, memory_limit: str | int, outputs: str) -> Chain:
     """Return the segments of a call; where there is no step, nobody else checks its arrays."""
     packed, native, (steps, batch) = call.packed, call.packed.native, call.sizes
     shape = (*call.x.shape[:-1], native.input_size)
-    if call.x.shape != shape or call.x.dtype != packed.dtype:
-        raise ValueError(
-            f"x: expected shape {shape} of {packed.dtype}, got {call.x.shape} of {call.x.dtype}"
-        )
+    _check.of_dtype("x", call.x, packed.dtype)
+    if call.x.shape != shape:
+        raise ValueError(f"x: expected shape {shape}, got {call.x.shape}")
     plan = plan_of(native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize)
     return Chain(native, call.x, call.options, plan, dropout=0.0, key=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .. import _check, _device, _native
 from .._annotations import readable
 from .._cells import facts_of
@@ -103,7 +105,8 @@ class Packed:
         check_scalars(cell, scalars)
         projection: dict[str, Any] = {"scalars": scalars} if scalars else {}
         if facts.get("projected"):
-            hidden, projection = _projection(w_hh, weights[5], gates)
+            w_hr = weights[5] if len(weights) > 5 else None
+            hidden, projection = _projection(w_hh, w_hr, gates)
         elif hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
@@ -122,6 +125,21 @@ class Packed:
         sizes = (w_ih.shape[1], hidden, 1, False)
         self.native = make(
             cell, *sizes, [weights], backward, reverse, native, numbered=False, **projection
+        )
+
+    def __copy__(self) -> Packed:
+        """Return the weights themselves, which cannot change."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        """Return the weights themselves, which cannot change."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: the layout is that of one machine's kernels."""
+        raise TypeError(
+            "Packed: expected arrays to pickle, got packed weights, which are laid out for the "
+            "kernels of this process; pickle the arrays, and pack them again"
         )
 
 
@@ -320,9 +338,11 @@ def _refuse_others(family: str, **given: Any) -> None:
     }
     for name, value in given.items():
         usual, families = owners[name]
+        value = bool(value) if isinstance(value, np.bool_) else value
         if family not in families and value is not usual and (value == usual) is not True:
-            got = value if isinstance(value, (str, bool, tuple)) else f"a {type(value).__name__}"
-            raise ValueError(f"{name}: expected {usual!r} for {family}, got {got!r}")
+            plain = isinstance(value, (str, bool, tuple))
+            got = _check.quoted(value) if plain else f"a {type(value).__name__}"
+            raise ValueError(f"{name}: expected {usual!r} for {family}, got {got}")
 
 
 def packed_as(

@@ -13,7 +13,7 @@ from .. import _check, _files, nn
 from .._annotations import readable
 from .._check import Array
 from .._functions import Function
-from ..nn._combine import layout_of
+from ..nn._walk import layers_of, layout_of
 from ._graph import Graph
 from ._imported import require
 from ._layers import LastState, Reversed
@@ -42,7 +42,7 @@ class _Writer:
         self.constants: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
-        self.width = 0  # of the last value
+        self.width: int | str = "features"  # of the last value; a name where it is free
         self._names: set[str] = set()
 
     def unique(self, name: str) -> str:
@@ -180,16 +180,20 @@ class _Writer:
 
     def residual(self, name: str, layer: Any, x: str) -> str:
         """Add what a layer gives to x."""
+        width = self.width
         y = self.layer(f"{name}.layer", layer.layer, x)
+        self.width = width
         return str(self.node("Add", [x, y], name))
 
     def concat(self, name: str, layer: Any, x: str) -> str:
         """Join what layers give."""
-        outs, total = [], 0
+        width, outs, widths = self.width, [], []
         for k, inner in enumerate(layer.layers):
+            self.width = width
             outs.append(self.layer(f"{name}.layers.{k}", inner, x))
-            total += self.width
-        self.width = total
+            widths.append(self.width)
+        known = [n for n in widths if isinstance(n, int)]
+        self.width = sum(known) if len(known) == len(widths) else f"{name}.features"
         return str(self.node("Concat", outs, name, axis=-1))
 
     def last_state(self, name: str, layer: LastState, x: str) -> str:
@@ -363,6 +367,19 @@ def _leaf(layer: Any) -> Any:
         layer = next(iter(inner.values()))
 
 
+def _width_of(layer: Any) -> int | None:
+    """Return the length of a layer's inputs; None where it takes any, or whole numbers."""
+    for name in _WIDTHS:
+        if hasattr(layer, name):
+            return int(getattr(layer, name))
+    for inner in layer._children().values():
+        width = _width_of(inner)
+        keeps = isinstance(inner, (nn.Activation, nn.Dropout, nn.Softmax))
+        if width is not None or (isinstance(layer, nn.Sequential) and not keeps):
+            return width
+    return None
+
+
 def to_onnx(
     layer: nn.Layer,
     path: str | os.PathLike[str] | None = None,
@@ -373,9 +390,10 @@ def to_onnx(
     """Return a layer or a model as an ONNX model, and write it where a path is given.
 
     The model has opset 14, the input "x" and the output "y", shaped as in a call, with free axes
-    "time" and "batch". Recurrent layers are nodes of layout 0, one for each layer of a stack; a
-    reset-after GRU has ``linear_before_reset=1``. What ONNX cannot hold is an error that names it:
-    a projected or layer-norm LSTM, attention, models of your own.
+    "time" and "batch"; that of outputs that are fewer than the steps is "steps". Recurrent layers
+    are nodes of layout 0, one for each layer of a stack; a reset-after GRU has
+    ``linear_before_reset=1``. What ONNX cannot hold is an error that names it: a projected or
+    layer-norm LSTM, attention, models of your own.
 
     >>> import ostinato as ost
     >>> model = ost.nn.Sequential(rnn=ost.nn.LSTM(3, 5, rng=0), head=ost.nn.Linear(5, 2, rng=1))
@@ -417,7 +435,7 @@ def to_onnx(
     writer._names |= {"x", "y", "lengths"}
     leaf, first = _leaf(layer), bool(layout_of(layer))
     ids = isinstance(leaf, nn.Embedding)
-    width = next((getattr(leaf, n) for n in _WIDTHS if hasattr(leaf, n)), "features")
+    width = _width_of(layer) or writer.width
     axes: list[Any] = ["batch", "time"] if first else ["time", "batch"]
     code = _FLOATS[layer.dtype]
     shape = axes if ids else [*axes, width]
@@ -426,6 +444,7 @@ def to_onnx(
         inputs.append(value("lengths", 6, ["batch"]))
     perm = [1, 0] if ids else [1, 0, 2]
     x = writer.node("Transpose", ["x"], "input", perm=perm) if first else "x"
+    writer.width = width
     y = writer.layer("", layer, x)
     pooled = layer.reduces_time
     if first and not pooled:
@@ -433,8 +452,10 @@ def to_onnx(
     if y == "x" or not writer.nodes:
         y = writer.node("Identity", [y], "output")
     _named(writer, y)
-    last = writer.width or width
-    outputs = [value("y", code, ["batch", last] if pooled else [*axes, last]), *writer.outputs]
+    if any(isinstance(m, nn.Conv1d) and m._makes_fewer for m in layers_of(layer)):
+        axes = ["steps" if n == "time" else n for n in axes]
+    axes = ["batch", writer.width] if pooled else [*axes, writer.width]
+    outputs = [value("y", code, axes), *writer.outputs]
     return _written(writer, inputs + writer.inputs, outputs, _OPSET, path)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import _check
 from .._annotations import readable
-from ._description import KEY, VERSION, require_functions, set_options
+from ._description import KEY, VERSION, require_functions, require_layers, set_options
 from ._layer import Layer
 
 KINDS = ("layer", "list", "dtype", "generator", "dict")
@@ -69,8 +69,9 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
         KeyError: parameters that the class does not have, or that the file lacks.
         TypeError: a class that is not known, something else than a class of layers, or arguments
             that the class does not take.
-        ValueError: a file without a model, a damaged one, one of a newer version, or one that
-            describes a layer with more elements than the file holds.
+        ValueError: a file without a model, a damaged one, one of a newer version, one of a model
+            whose layers were changed after it had been made, or one that describes a layer with
+            more elements than the file holds.
         OSError: the file cannot be read.
     """
     from .. import safetensors
@@ -92,6 +93,7 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
             model = _made(made, known)
     except RecursionError:
         raise ValueError(f"path: expected layers of fewer layers, got {named!r}") from None
+    require_layers(model, _field({"layers": {}, **made}, "layers", dict), named)
     set_options(model, _field({"set": {}, **made}, "set", dict), named)
     require_functions(model, metadata, named)
     model.load_state_dict(arrays)

@@ -123,15 +123,22 @@ class Attention(Model):
         """The dtype of inputs and outputs: float32 or float64."""
         return self._kind_of_numbers
 
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        return not of_outputs  # a query past the end gets a mean of the values, too
+
+    def _dtype_without_parameters(self) -> np.dtype[Any]:
+        return self._kind_of_numbers
+
     def _check_rows(
         self, name: str, x: Any, ranks: int | tuple[int, ...], layer: Any = None
-    ) -> None:
-        """Raise unless it is an array of such ranks, which a layer can read if there is one."""
+    ) -> Any:
+        """Return an array of such ranks, which a layer can read if there is one; else raise."""
         v = _check.array(name, value_of(x), ranks)
         _check.of_dtype(name, v, self._kind_of_numbers)
         size = getattr(layer, "in_features", None)
         if size is not None and v.shape[-1] != size:
             raise ValueError(f"{name}: expected a last axis of {size}, got {v.shape[-1]}")
+        return v if value_of(x) is x else x
 
     def _rows(self, x: Any) -> Any:
         """Return an array as ``[B,T,D]``, also that of one step ``[B,D]``."""
@@ -162,9 +169,9 @@ class Attention(Model):
 
     def _memory(self, name: str, keys: Any, values: Any, lengths: Any, mask: Any) -> Memory:
         """Return what `memory` does; errors call the keys by a name, which may be the query's."""
-        self._check_rows(name, keys, 3, getattr(self, "key", None))
+        keys = self._check_rows(name, keys, 3, getattr(self, "key", None))
         if values is not None:
-            self._check_rows("values", values, 3)
+            values = self._check_rows("values", values, 3)
             shapes = [a.shape[:2] if self.batch_first else a.shape[1::-1] for a in (keys, values)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"values: expected {shapes[0]} as the keys, got {shapes[1]}")
@@ -226,7 +233,7 @@ class Attention(Model):
         else:
             name, read = ("query", query) if keys is None else ("keys", keys)
             memory = self._memory(name, read, values, lengths, mask)
-        self._check_rows("query", query, (2, 3), getattr(self, "query", None))
+        query = self._check_rows("query", query, (2, 3), getattr(self, "query", None))
         own = query
         if keys is None and memory.on is not None:  # padding of x may hold anything
             flags = value_of(mask)
@@ -256,7 +263,7 @@ class Attention(Model):
                     f"query: expected a last axis of {memory.keys.shape[-1]} as the keys, got "
                     f"{q.shape[-1]}"
                 )
-            if self.kind == "scaled":
+            if self.kind == "scaled" and q.shape[-1]:
                 q = q * self._kind_of_numbers.type(1 / math.sqrt(q.shape[-1]))
             scores = np.matmul(q, np.swapaxes(memory.keys, 1, 2))
         if self.causal:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check
 from .._annotations import readable
 from .._check import Array
 
@@ -23,10 +24,17 @@ class Chain:
         make: returns a native stream of so many slots.
         batch: B, the number of slots.
         dtype: of the rows.
+        width: the length of the inputs; None: that of the first layer that knows it.
     """
 
-    def __init__(self, make: Callable[[int], Any], batch: int, dtype: np.dtype[Any]) -> None:
-        self._make, self._batch, self._dtype = make, batch, dtype
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        batch: int,
+        dtype: np.dtype[Any],
+        width: int | None = None,
+    ) -> None:
+        self._make, self._batch, self._dtype, self._width = make, batch, dtype, width
         self._parts: list[Any] = []  # native streams, and functions
         self._native: Any = None  # that layers are being added to
         self._x: Array | None = None  # where the first part is a function
@@ -75,7 +83,8 @@ class Chain:
 
     def _require_width(self, width: int | None) -> int:
         """Return the length of the inputs of the next layer, or its own where it is the first."""
-        known = self.y.shape[1] if self._parts else width
+        known = self.y.shape[1] if self._parts else self._width
+        known = width if known is None else known
         if known is None:
             raise TypeError(
                 "stream: expected a layer first that knows the length of its inputs, such as a "
@@ -89,8 +98,9 @@ class Chain:
         return self._batch
 
     def branch(self) -> Chain:
-        """Return an empty chain of the same slots, for a layer within a layer."""
-        return Chain(self._make, self._batch, self._dtype)
+        """Return an empty chain of the same slots and inputs, for a layer within a layer."""
+        width = self.y.shape[1] if self._parts else self._width
+        return Chain(self._make, self._batch, self._dtype, width)
 
     def alone(self) -> Any:
         """Return the native stream if that is all there is, else the chain."""
@@ -101,16 +111,18 @@ class Chain:
         """The inputs of the next step."""
         if self._x is not None:
             return self._x
-        x: Array = self._parts[0].x if self._parts else np.zeros(0, self._dtype)
+        x: Array = self._parts[0].x if self._parts else self.y
         return x
 
     @property
     def y(self) -> Array:
-        """The outputs of the last step; empty without a layer."""
+        """The outputs of the last step; empty without a layer if no width is known either."""
         if self._y is not None:
             return self._y
-        y: Array = self._parts[-1].y if self._parts else np.zeros(0, self._dtype)
-        return y
+        if self._parts:
+            y: Array = self._parts[-1].y
+            return y
+        return np.zeros(0 if self._width is None else (self._batch, self._width), self._dtype)
 
     def step(self, x: Array | None = None, slots: Array | None = None) -> Array:
         """Run one step of all slots, or of some."""
@@ -131,7 +143,7 @@ class Chain:
         out[...] = rows
         return out
 
-    def _checked(self, x: Array | None, slots: Array | None) -> Array:
+    def _checked(self, x: Any, slots: Array | None) -> Array:
         """Return the inputs of a step that begins in Python, which no native code has checked."""
         assert self._x is not None
         if slots is not None:
@@ -144,9 +156,12 @@ class Chain:
         shape = (self._batch if slots is None else len(slots), self._x.shape[1])
         if x is None:
             return self._x[: shape[0]]
-        if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype != self._dtype:
-            got = f"{x.shape} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise ValueError(f"x: expected shape {shape} of {self._dtype}, got {got}")
+        if not isinstance(x, np.ndarray):
+            kind = type(x).__name__
+            raise TypeError(f"x: expected a numpy.ndarray of {self._dtype}, got {kind}")
+        _check.of_dtype("x", x, self._dtype)
+        if x.shape != shape:
+            raise ValueError(f"x: expected shape {shape}, got {x.shape}")
         return x
 
 

@@ -13,13 +13,8 @@ from .._ragged import Ragged, as_given, refuse_nested, rows_of, unwrapped
 from .._recording import value_of
 from ._layer import Layer, acts_on_rows
 from ._model import Model, takes
-from ._walk import layers_of
-
-
-def layout_of(layer: Layer) -> bool | None:
-    """Whether a layer takes ``[B,T,...]``; None if it does not tell time from batch."""
-    found = (bool(m.batch_first) for m in layers_of(layer) if hasattr(m, "batch_first"))
-    return next(found, None)
+from ._sequential import takes_times
+from ._walk import layout_of
 
 
 def real_steps(x: Any, lengths: object, mask: Any, batch_first: bool) -> Array | None:
@@ -56,9 +51,11 @@ def padded_of(x: Ragged) -> Any:
 
 def _times_for(layer: Layer, times: dict[str, Any]) -> dict[str, Any]:
     """Return the options of time that a layer takes."""
-    if not layer.takes_lengths:
+    if not takes_times(layer):
         return {}
-    return times if layer.stateful else {n: times[n] for n in ("lengths", "mask") if n in times}
+    if layer._has_recurrent():
+        return times
+    return {n: times[n] for n in ("lengths", "mask") if n in times}
 
 
 def _require_layers(layers: tuple[Any, ...]) -> None:
@@ -90,11 +87,14 @@ class _Wrapper(Model):
     def _take_after(self, layers: tuple[Layer, ...]) -> None:
         _require_layers(layers)
         self.stateful = any(layer.stateful for layer in layers)
-        self.takes_lengths = any(layer.takes_lengths for layer in layers)
+        self.takes_lengths = any(map(takes_times, layers))
         layouts = {layout_of(layer) for layer in layers} - {None}
         if len(layouts) > 1:
             raise ValueError("layers: expected one batch_first for all, got both")
         self._layout = next(iter(layouts), None)
+
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        return self.takes_lengths and self._layout is not None and not of_outputs
 
     def _cleaned(self, x: Any, times: dict[str, Any]) -> Any:
         """Return x with zeros in steps that do not count."""
@@ -166,7 +166,7 @@ class Residual(_Wrapper):
     def _join_stream(self, native: Any) -> Any:
         inner = native.branch()
         states = self.layer._join_stream(inner)
-        width = inner.y.shape[-1]
+        width = inner.y.shape[1] if inner.y.ndim == 2 else None  # that of any inputs
         native.add_step(lambda rows, slots: rows + _stepped(inner, rows, slots), width)
         return states
 
@@ -175,6 +175,9 @@ class Residual(_Wrapper):
 
     def _stream_state(self, states: Any) -> Any:
         return self.layer._stream_state(states)
+
+    def _has_recurrent(self) -> bool:
+        return self.layer._has_recurrent()
 
 
 class Concat(_Wrapper):
@@ -209,6 +212,18 @@ class Concat(_Wrapper):
                 "layers: expected outputs of every step, or one a sequence, of all layers, got both"
             )
         self.layers = list(layers)
+
+    def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of time of the outputs, which are as many in all layers."""
+        first, *others = (layer._times_after(times) for layer in self.layers)
+        for after in others:
+            a, b = (one.get("lengths") for one in (first, after))
+            if a is not b and not np.array_equal(_device.host(a), _device.host(b)):
+                raise ValueError(
+                    "lengths: expected layers of a Concat whose outputs have the same lengths, got "
+                    f"{_check.quoted(a)} and {_check.quoted(b)}"
+                )
+        return first
 
     def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
         """Return the outputs of all layers, joined.
@@ -284,6 +299,11 @@ class Concat(_Wrapper):
         def step(rows: Array, slots: Any) -> Array:
             return np.concatenate([_stepped(b, rows, slots) for b in branches], axis=1)
 
+        if branches[0].x.ndim < 2:
+            raise TypeError(
+                "stream: expected a Concat of layers that read numbers, got one of indices; put "
+                "an Embedding before it"
+            )
         width = branches[0].x.shape[1]
         native.add_step(step, width, sum(b.y.shape[1] for b in branches))
         return states
@@ -294,6 +314,9 @@ class Concat(_Wrapper):
 
     def _stream_state(self, states: Any) -> Any:
         return tuple(layer._stream_state(s) for layer, s in zip(self.layers, states))
+
+    def _has_recurrent(self) -> bool:
+        return any(layer._has_recurrent() for layer in self.layers)
 
 
 class TimeDistributed(Model):
@@ -322,6 +345,8 @@ class TimeDistributed(Model):
         ValueError: a layer that reads ``[T,B,...]`` and would take the steps for time.
     """
 
+    _within_steps = True
+
     def __init__(self, layer: Layer) -> None:
         _require_layers((layer,))
         if layout_of(layer) is False:
@@ -334,6 +359,9 @@ class TimeDistributed(Model):
     def reduces_time(self) -> bool:
         """False: there is an output for every step, even if the layer pools what is in it."""
         return False
+
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        return False  # it does not know which axis is time
 
     def __call__(
         self, x: Any, *, lengths: Any = None, mask: Any = None, inner_lengths: Any = None

@@ -99,6 +99,11 @@ class Conv1d(Layer):
         """The steps from the first that an output sees to the last, less one."""
         return (self.kernel_size - 1) * self.dilation
 
+    @property
+    def _makes_fewer(self) -> bool:
+        """Whether the outputs are fewer than the steps."""
+        return self.stride > 1 or self.padding == "valid"
+
     def output_lengths(self, lengths: Any) -> npt.NDArray[np.int64]:
         """Return how many outputs rows of given lengths have.
 
@@ -127,7 +132,7 @@ class Conv1d(Layer):
 
     def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
         """Return the options of time of the layers behind this one in a `Sequential`."""
-        if self.stride == 1 and self.padding != "valid":
+        if not self._makes_fewer:
             return times
         for name in ("mask", "resets"):
             if times.get(name) is not None:
@@ -214,7 +219,8 @@ class Conv1d(Layer):
         if self.stride == 1 and outputs == steps:
             return on
         clock, every = (_device.like(np.arange(n), on) for n in (steps, outputs))
-        ends = ((clock + 1) * on).max(axis=1, initial=0)
+        numbers = (clock + 1) * on
+        ends = numbers.max(axis=1) if steps else numbers.sum(axis=1)
         counted: Array = every < self._outputs_of(ends)[:, None]
         return counted
 
@@ -294,10 +300,11 @@ class Conv1d(Layer):
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array | None:
             d = _check.array("dy", dy)
-            if d.shape != laid.shape or d.dtype != laid.dtype:
+            if d.shape != laid.shape:
                 raise ValueError(
                     f"dy: expected shape {laid.shape} of {laid.dtype}, got {d.shape} of {d.dtype}"
                 )
+            _check.of_dtype("dy", d, laid.dtype)
             d = d if self.batch_first else np.swapaxes(d, 0, 1)
             dx = self._backward(grads, d, saved, shape, before, need_dx)
             if dx is None:

@@ -23,6 +23,16 @@ def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from named_layers(inner, f"{prefix}{name}.")
 
 
+def classes_of(model: Any) -> dict[str, str]:
+    """Return the classes of the layers of ours within a model by the names of the layers."""
+    ours = __name__.partition(".")[0]
+    return {
+        name: type(one).__name__
+        for name, one in named_layers(model)
+        if type(one).__module__.partition(".")[0] == ours
+    }
+
+
 class _NotPlain(Exception):
     """Tell that an argument cannot be written."""
 
@@ -31,6 +41,10 @@ def _written(value: Any, name: str) -> Any:
     """Return an argument as JSON can hold it: a plain value, or an object with its kind."""
     if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]  # a scalar of NumPy
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
@@ -44,7 +58,8 @@ def _written(value: Any, name: str) -> Any:
         return {"kind": "dict", "values": {k: _written(v, f"{name}.{k}") for k, v in value.items()}}
     if isinstance(value, np.random.Generator):
         return {"kind": "generator"}
-    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+    of_numpy = isinstance(value, type) and issubclass(value, np.generic)
+    if isinstance(value, np.dtype) or of_numpy or (value is float and name.endswith("(dtype=)")):
         return {"kind": "dtype", "name": np.dtype(value).name}
     raise _NotPlain(f"{name}: a {type(value).__name__}")
 
@@ -78,6 +93,30 @@ def _options_of(layer: Any, which: str) -> dict[str, dict[str, Any]]:
         if options:
             out[name] = options
     return out
+
+
+def require_layers(model: Any, saved: Mapping[str, Any], named: str) -> None:
+    """Raise if a constructor makes other layers of ours than a model had when it was saved.
+
+    They were changed after it had been made, which their parameters tell only where they have such.
+
+    Args:
+        model: as its constructor makes it.
+        saved: classes by the names of layers.
+        named: the path, for errors.
+    """
+    made, layers = classes_of(model), dict(named_layers(model))
+    for name, kind in saved.items():
+        own = made.get(name)
+        # A class of the user's may do without a layer by now; one of ours has all that it is given.
+        lost = name not in layers and name.rpartition(".")[0] in made
+        if lost or (own is not None and own != kind):
+            wanted = "no layer" if lost else f"a layer {own}"
+            raise ValueError(
+                f"path: expected {wanted} at {name!r:.80}, as the constructor of "
+                f"{type(model).__name__} makes it, got {kind!r:.80} in {named!r}; make the model, "
+                "change its layers, then model.load(path)"
+            )
 
 
 def set_options(layer: Any, saved: Any, named: str) -> None:
@@ -148,6 +187,14 @@ def metadata_of(layer: Any) -> dict[str, str]:
     settings = _options_of(layer, "_settable")
     frozen = [n for n in layer.parameters() if not layer._block.entry(layer._prefix + n).trainable]
     return {
-        KEY: json.dumps({"version": VERSION, "frozen": frozen, **made, "set": settings}),
+        KEY: json.dumps(
+            {
+                "version": VERSION,
+                "frozen": frozen,
+                **made,
+                "set": settings,
+                "layers": classes_of(layer),
+            }
+        ),
         FUNCTIONS: json.dumps(functions_of(layer)),
     }

@@ -138,7 +138,7 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
     """
     v = _floats("x", x)
     z = _below(v, np.max(v, axis=axis, keepdims=True)) if v.size else v
-    y = z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True))
+    y = z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True)) if v.size else v
 
     def slope(d: Any) -> Any:
         return d - np.exp(y) * np.sum(d, axis=axis, keepdims=True)

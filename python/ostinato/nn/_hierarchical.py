@@ -11,9 +11,9 @@ from .._annotations import readable
 from .._check import Array, Lengths
 from .._ragged import Ragged
 from .._recording import value_of
-from ._combine import layout_of
 from ._layer import Layer
 from ._model import Model
+from ._walk import layout_of
 
 
 class Hierarchical(Model):

@@ -63,6 +63,7 @@ class Layer:
     stateful = False  # returns (y, state) and takes a state
     takes_lengths = False
     takes_trees = False  # reads the edges of `ostinato.Trees`
+    _within_steps = False  # runs what is in it on every step by itself
     _cache: Any = None  # packed weights, a snapshot
     _is_layer = True
     _layer_attributes: frozenset[str] = frozenset()  # that may hold layers, which it knows of
@@ -138,6 +139,14 @@ class Layer:
         return False
 
     # -- parameters --------------------------------------------------------------------------------
+
+    def _has_recurrent(self) -> bool:
+        """Whether it, or a layer within it, has a state and knows of resets and the like."""
+        return self.stateful and self.takes_lengths
+
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        """Whether its inputs past the ends, or the gradients of its outputs there, do not count."""
+        return self.takes_lengths
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -765,7 +774,7 @@ def summary_of(model: Layer) -> str:
 
 def _as_numbers(name: str, value: Any) -> Array:
     """Return a parameter from anywhere as an array of a dtype that NumPy casts from."""
-    value = _device.host(value)
+    value = _check.unmasked(name, _device.host(value))
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         try:

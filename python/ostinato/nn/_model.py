@@ -498,24 +498,29 @@ class Model(Layer):
         own = {name: self._own_entry(name, p) for name, p in parameters.items()}
         blocks = {n: m._gathered() for n, m in layers.items() if isinstance(m, Model)}
         kinds: dict[str, str] = {}  # dtypes, each with the first name that has it
+        bare = self._dtype_without_parameters()
         for name, (a, _) in own.items():
             kinds.setdefault(str(a.dtype), name)
         for name, layer in layers.items():
             block = blocks.get(name)
             dtype = layer._dtype if block is None else block.values.dtype
-            counts = layer.parameters() if block is None else block.entries
-            if len(counts) or block is None:
+            if block is None or len(block.entries):
                 kinds.setdefault(str(dtype), name)
+            elif dtype == np.float64:  # float32 is also that of models which say none
+                bare = dtype
         if len(kinds) > 1:
             both = " and ".join(f"{kind} of {name}" for kind, name in list(kinds.items())[:2])
             raise TypeError(f"model: expected layers of one dtype, got {both}")
-        dtype = np.dtype(next(iter(kinds), "float32"))
+        dtype = np.dtype(next(iter(kinds), bare))
         given: dict[str, Any] = dict(layers)
         given |= {n: _Held(block) for n, block in blocks.items()}  # which stands for its layer
         block = block_of(given, own, dtype)
         for name, target in self._ties.items():
             _tie(block, name, target)
         return block
+
+    def _dtype_without_parameters(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
 
     def _own_entry(self, name: str, p: Parameter) -> tuple[Array, Entry]:
         """Return the array of a parameter and what is known of it."""
@@ -752,6 +757,14 @@ def _tie(block: Block, name: str, to: str) -> None:
     block.__dict__.update(made.__dict__)
 
 
+def _of_pullback(message: str, stateful: bool) -> str:
+    """Return an error of ``d``, what `ostinato.vjp` calls a gradient, with the names of ours."""
+    for theirs, ours in (("d[0]", "dy"), ("d[1]", "dstate")) if stateful else (("d", "dy"),):
+        if message.startswith((f"{theirs}:", f"{theirs}[")):
+            return ours + message[len(theirs) :]
+    return message
+
+
 def takes(kind: type, name: str) -> bool:
     """Whether the call of a class takes an argument of a name."""
     parameters = inspect.signature(kind.__call__).parameters.values()
@@ -784,7 +797,10 @@ class ModelPullback(Pullback):
         recorded = self._recorded
         assert recorded is not None
         d = (dy, dstate) if len(rest) == 2 else dy
-        recorded.require_ready(d)  # before anything is added
+        try:
+            recorded.require_ready(d)  # before anything is added
+        except (TypeError, ValueError) as e:
+            raise type(e)(_of_pullback(str(e), len(rest) == 2)) from None
         self._recorded, self._started = None, True  # the memory goes with the pass
         found = recorded.back(d, target, need_dx)
         if len(rest) == 2:

@@ -40,10 +40,11 @@ class FinalState:
 
     def _checked(self, d: Array) -> Array:
         d = _check.array("dy", d)
-        if d.shape != self.y.shape or d.dtype != self.y.dtype:
+        if d.shape != self.y.shape:
             raise ValueError(
                 f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}"
             )
+        _check.of_dtype("dy", d, self.y.dtype)
         return d
 
     def _states_like(self, d: Array) -> Array:

@@ -259,10 +259,11 @@ class Pool(Layer):
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Any:
             d = _check.array("dy", dy)
-            if d.shape != y.shape or d.dtype != y.dtype:
+            if d.shape != y.shape:
                 raise ValueError(
                     f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}"
                 )
+            _check.of_dtype("dy", d, y.dtype)
             if saved is not None:
                 found = self._attended_back(saved, grads, d, need_dx)
                 if found is None:
@@ -277,9 +278,10 @@ class Pool(Layer):
                 there = origin >= 0
                 rows[origin[there], np.nonzero(there)[1]] = d[there]
             if isinstance(x, np.ndarray):
-                batch = len(sequences)
-                dx = rows.reshape(batch, -1, rows.shape[1]) if batch else rows.reshape(x.shape)
-                return dx if self.batch_first or not batch else dx.swapaxes(0, 1)
+                if self.batch_first:
+                    return rows.reshape(x.shape)
+                steps, batch, width = x.shape
+                return rows.reshape(batch, steps, width).swapaxes(0, 1)
             return sequences.like(rows) if isinstance(x, Ragged) else list(sequences.like(rows))
 
         return _check.read_only(y), self._pullback(backward)

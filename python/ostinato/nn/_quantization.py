@@ -52,14 +52,17 @@ class ScaledInputs(Layer):
         scale = None
         if value is not None:
             refuse_float64(self)
-            given = np.asarray(value)
+            given = _check.plain("input_scale", value, "numbers or None")
             if given.dtype.kind not in "fiu":
-                raise TypeError(f"input_scale: expected numbers or None, got {value!r}")
+                raise TypeError(
+                    f"input_scale: expected numbers or None, got {_check.quoted(value)}"
+                )
             if given.shape != (self.input_size,):
                 raise ValueError(
                     f"input_scale: expected shape (I,) = ({self.input_size},), got {given.shape}"
                 )
-            bad = np.flatnonzero(~((given >= SMALLEST_SCALE) & (given <= LARGEST_SCALE)))
+            exact = given.astype(np.float64)  # float16 does not hold the ends
+            bad = np.flatnonzero(~((exact >= SMALLEST_SCALE) & (exact <= LARGEST_SCALE)))
             if bad.size:
                 raise ValueError(
                     f"input_scale: expected positive numbers from {SMALLEST_SCALE:g} to "
@@ -128,11 +131,12 @@ class ScaledInputs(Layer):
 
         Raises:
             TypeError: a layer of float64, which has no int8.
-            ValueError: a layer that is not on the CPU; no step, or inputs that are not finite.
+            ValueError: a layer that is not on the CPU, or whose functions, clip or coupled gates
+                are its own, which has no int8; no step, or inputs that are not finite.
         """
         from ._quantization_report import layer_report  # here: most programs never need it
 
-        return layer_report(self, x, state, times)
+        return layer_report(self, [(x, state, times)])
 
     def _scale_in_use(self) -> Array | None:
         return self._input_scale if self.precision == "int8" else None
@@ -142,7 +146,8 @@ class ScaledInputs(Layer):
         scale = self._scale_in_use()
         if scale is None or x.dtype != scale.dtype:  # another dtype is refused by name further on
             return x
-        out: Array = x * (np.float32(1) / scale)
+        # A masked array would keep what is masked as it was, and the kernels read that, too.
+        out: Array = np.asarray(x) * (np.float32(1) / scale)
         return out
 
     def _scaled_weights(

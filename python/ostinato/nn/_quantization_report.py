@@ -13,8 +13,10 @@ from .. import _check
 from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged
+from ._description import named_layers
 from ._layer import Layer
 from ._scales import balanced_scales, ranges_of
+from ._walk import layers_of
 
 if TYPE_CHECKING:
     from ._quantization import ScaledInputs
@@ -84,7 +86,8 @@ class ModelQuantizationReport:
     'GRU(3, 5)'
 
     Attributes:
-        layers: names of recurrent layers to their reports.
+        layers: names of recurrent layers to their reports, which are of all calls of a layer. Those
+            with functions, a clip or coupled gates of their own have no int8 and are not here.
     """
 
     layers: dict[str, QuantizationReport]
@@ -96,20 +99,32 @@ class ModelQuantizationReport:
         return "\n".join(f"{name}: {report!r}" for name, report in self.layers.items())
 
 
-def layer_report(
-    layer: ScaledInputs, x: Any, state: Any, times: dict[str, Any]
-) -> QuantizationReport:
-    """Return the report of a recurrent layer; see `ScaledInputs.quantization_report`."""
-    ranges = ranges_of(layer, x, times.get("lengths"), times.get("mask"))
+def layer_report(layer: ScaledInputs, calls: list[Given]) -> QuantizationReport:
+    """Return the report of a recurrent layer; see `ScaledInputs.quantization_report`.
+
+    Args:
+        layer: the layer.
+        calls: x, the state and the options of each call.
+    """
+    ranges = _ranges(layer, calls)
+    if layer._scalars:  # type: ignore[attr-defined]  # every layer that has scales is a Recurrent
+        raise ValueError(
+            f"layer: expected one that has int8, got {layer!r}, whose functions, clip or coupled "
+            "gates are its own"
+        )
     probe = copy.deepcopy(layer)
     probe.precision = "float32"
-    exact = _rows(probe(x, state, **times)[0])
+
+    def outputs() -> Array:
+        return np.concatenate([_rows(probe(x, state, **times)[0]) for x, state, times in calls])
+
+    exact = outputs()
     errors, worst = {}, {}
     for name in ("bfloat16", "int8", "int8 calibrated"):
         probe.precision = name.split()[0]
         if name == "int8 calibrated":
             probe.input_scale = balanced_scales(probe, ranges)
-        y = _rows(probe(x, state, **times)[0])
+        y = outputs()
         errors[name] = float(_relative(y - exact, exact, None))
         each = _relative(y - exact, exact, 0)
         worst[name] = int(each.argmax()), float(each.max())
@@ -120,6 +135,13 @@ def layer_report(
     return QuantizationReport(
         repr(layer), errors, worst, _check.read_only(ranges), ratio, calibrated, advice
     )
+
+
+def _ranges(layer: ScaledInputs, calls: list[Given]) -> Array:
+    """Return max |x| of every feature ``[I]`` over the steps of all calls that take part."""
+    each = [ranges_of(layer, x, o.get("lengths"), o.get("mask")) for x, _, o in calls]
+    ranges: Array = np.maximum.reduce(each)
+    return ranges
 
 
 def _rows(y: Any) -> Array:
@@ -165,6 +187,10 @@ def _advice(
         yield f"int8 is off by {now:.2%} on this data: below the {GOOD:.0%} that is usual"
 
 
+Given = tuple[Any, Any, dict[str, Any]]  # x, the state and the options of a call
+Calls = list[tuple[str, "ScaledInputs", Given]]  # with the name of the layer, and the layer
+
+
 class _Recorder(Layer):
     """A recurrent layer within a model that records its calls and runs in its dtype."""
 
@@ -172,7 +198,7 @@ class _Recorder(Layer):
     takes_lengths = True
     _layer_attributes = frozenset({"layer", "exact"})  # of another model
 
-    def __init__(self, name: str, layer: ScaledInputs, calls: list[Any]) -> None:
+    def __init__(self, name: str, layer: ScaledInputs, calls: Calls) -> None:
         super().__init__(dtype=layer.dtype)
         self.name, self.layer, self.calls = name, layer, calls
         self.batch_first = layer.batch_first
@@ -182,11 +208,11 @@ class _Recorder(Layer):
             self.exact.precision = layer.dtype.name
 
     def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
-        self.calls.append((self.name, self.layer, x, state, times))
+        self.calls.append((self.name, self.layer, (x, state, times)))
         return self.exact(x, state, **times)
 
 
-def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
+def _recording(model: Any, calls: Calls, prefix: str = "") -> Any:
     """Return a model that shares the layers of another and records its recurrent calls."""
     shadow = object.__new__(type(model))
     shadow.__dict__.update(model.__dict__)
@@ -196,36 +222,72 @@ def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
             layer = _recording(layer, calls, f"{prefix}{name}.")
         elif hasattr(layer, "input_scale"):
             layer = _Recorder(prefix + name, layer, calls)
+        elif any(hasattr(one, "input_scale") for one in layers_of(layer)):
+            layer = _recording_copy(layer, calls, f"{prefix}{name}.")
         layers.append(layer)
     shadow.layers = tuple(layers)
     return shadow
 
 
-def calls_of(model: Any, x: Any, state: Any, times: dict[str, Any]) -> list[Any]:
-    """Run a model; return name, layer, x, state and options of each recurrent call."""
-    calls: list[Any] = []
+def _recording_copy(model: Layer, calls: Calls, prefix: str) -> Layer:
+    """Return a copy of a model of any class that records its recurrent calls."""
+    try:
+        twin = copy.deepcopy(model)
+    except TypeError as e:  # of an attribute of the user's, such as a lock
+        raise TypeError(
+            f"model: expected layers that copy.deepcopy copies, got a {type(model).__name__}: {e}"
+        ) from e
+    own = dict(named_layers(model))
+    for name, layer in named_layers(twin):
+        if hasattr(layer, "input_scale"):
+            layer.precision = layer.dtype.name
+            layer.__dict__["_recorded"] = prefix + name, own[name], calls
+            object.__setattr__(layer, "__class__", _recorder_of(type(layer)))
+    return twin
+
+
+def _recorder_of(kind: Any) -> Any:
+    """Return a class of recurrent layers that note what they are given."""
+
+    def call(self: Any, x: Any, state: Any = None, **times: Any) -> Any:
+        name, layer, calls = self._recorded
+        calls.append((name, layer, (x, state, times)))
+        return kind.__call__(self, x, state, **times)
+
+    own: Any = type(kind.__name__, (kind,), {})
+    own.__call__ = call  # only now: a class that is made with it would be wrapped
+    return own
+
+
+def calls_of(
+    model: Any, x: Any, state: Any, times: dict[str, Any]
+) -> list[tuple[str, ScaledInputs, list[Given]]]:
+    """Run a model; return the recurrent layers that it ran, with names and all of their calls."""
+    calls: Calls = []
     _recording(model, calls)(x, state, **times)
     if not calls:
         raise TypeError(f"model: expected recurrent layers in it, got {model!r}")
-    return calls
+    layers = {name: layer for name, layer, _ in calls}
+    return [
+        (name, layer, [given for other, _, given in calls if other == name])
+        for name, layer in layers.items()
+    ]
 
 
 def model_report(model: Any, x: Any, state: Any, times: dict[str, Any]) -> ModelQuantizationReport:
     """Return the reports of a model's recurrent layers, each on the inputs that it gets."""
     calls = calls_of(model, x, state, times)
+    of_int8 = [call for call in calls if not call[1]._scalars]  # type: ignore[attr-defined]
     return ModelQuantizationReport(
-        {name: layer_report(layer, a, s, own) for name, layer, a, s, own in calls}
+        {name: layer_report(layer, given) for name, layer, given in of_int8 or calls}
     )
 
 
 def calibrate_all(model: Any, x: Any, state: Any, times: dict[str, Any]) -> None:
     """Set the scales of all recurrent layers of a model, or of none."""
     calls = calls_of(model, x, state, times)
-    scales = [
-        balanced_scales(layer, ranges_of(layer, a, own.get("lengths"), own.get("mask")))
-        for _, layer, a, _, own in calls
-    ]
-    for (_, layer, *_), scale in zip(calls, scales):
+    scales = [balanced_scales(layer, _ranges(layer, given)) for _, layer, given in calls]
+    for (_, layer, _), scale in zip(calls, scales):
         layer.input_scale = scale
 
 

@@ -44,7 +44,7 @@ def ranges_of(layer: ScaledInputs, x: Any, lengths: Lengths, mask: Any) -> Array
     _check.of_dtype("x", rows, layer.dtype)
     if rows.size == 0:
         raise ValueError(f"x: expected at least one step that takes part, got shape {shape}")
-    out: Array = np.maximum(rows.max(0), -rows.min(0))
+    out: Array = np.abs(np.maximum(rows.max(0), -rows.min(0)))  # a zero without a sign
     bad = np.flatnonzero(~np.isfinite(out))
     if bad.size:
         raise ValueError(f"x: expected finite values, got {out[bad[0]]} in feature {bad[0]}")

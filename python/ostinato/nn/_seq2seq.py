@@ -12,6 +12,7 @@ from .._annotations import readable
 from .._check import Array, Lengths, Seed
 from .._recording import active, value_of
 from ._attention import Attention, Memory
+from ._combine import real_steps, without_padding
 from ._layer import Layer
 from ._layers import Linear
 from ._model import Model
@@ -67,6 +68,8 @@ class Encoder(Model):
             ValueError: an argument of the wrong shape or value.
         """
         if self.embed is not None:
+            if not self.embed._ignores_padding():
+                x = _without_padding(x, lengths, self.batch_first)
             takes = self.embed.takes_lengths
             x = _applied(self.embed, x, lengths=lengths) if takes else _applied(self.embed, x)
             lengths = self.embed._times_after({"lengths": lengths})["lengths"]
@@ -80,6 +83,16 @@ def _applied(layer: Layer, x: Any, **options: Any) -> Any:
     """Return the outputs of a layer whose state, if it has one, is that of no recurrent layer."""
     y = layer(x, **options)
     return y[0] if layer.stateful else y
+
+
+def _without_padding(x: Any, lengths: Any, batch_first: bool) -> Any:
+    """Return inputs with zeros past the ends of the rows, where they may hold anything."""
+    if lengths is None:
+        return x
+    a = _check.array("x", value_of(x))
+    if a.ndim < 2:  # which the layer refuses
+        return x
+    return without_padding(x, real_steps(x, lengths, None, batch_first))
 
 
 def _refuse_recurrent(name: str, layer: Layer | None) -> None:
@@ -227,6 +240,7 @@ class Decoder(Model):
             ValueError: an argument of the wrong shape or value, or a memory without attention.
         """
         read = self._memory(memory, memory_lengths)
+        x = _without_padding(x, lengths, self.batch_first)
         samples = self._forcing < 1 and active() is not None
         samples = samples and x.shape[1 if self.batch_first else 0] > 0  # else nothing is drawn
         if self.feed == "none" and not samples:
@@ -342,7 +356,7 @@ class Decoder(Model):
         if self.attention is None:
             raise ValueError("weights: expected a decoder with attention, got one without")
         read = self._memory(memory, memory_lengths)
-        embedded = _applied(self.embed, x)
+        embedded = _applied(self.embed, _without_padding(x, lengths, self.batch_first))
         if self.feed == "none":
             y, _ = self.rnn(embedded, state, lengths=lengths)
             return self.attention.weights(y, read)

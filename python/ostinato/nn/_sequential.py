@@ -17,7 +17,7 @@ from ._layer import Layer, Pullback, acts_on_rows, block_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
 from ._table import Lookup
-from ._walk import layers_of
+from ._walk import layout_of, layouts_of
 
 if TYPE_CHECKING:
     from .. import nn
@@ -184,10 +184,8 @@ class Sequential(Layer):
         """Return x, whether it was a list, states, and each layer's options; all checked."""
         states = self._states("state", state)
         outputs = times.get("outputs", "all")
-        recurrent = [
-            k for k, layer in enumerate(self.layers) if layer.stateful and _takes_times(layer)
-        ]
-        _refuse_unknown(times, any(map(_takes_times, self.layers)), bool(recurrent))
+        recurrent = [k for k, layer in enumerate(self.layers) if layer._has_recurrent()]
+        _refuse_unknown(times, any(map(takes_times, self.layers)), bool(recurrent))
         _check.choice("outputs", outputs, OUTPUTS)
         if outputs != "all" and not recurrent:
             raise ValueError(
@@ -198,10 +196,11 @@ class Sequential(Layer):
                 f"outputs: expected 'all' for a model that pools over the steps, got {outputs!r}"
             )
         more: list[dict[str, Any]] = []
+        of_inputs = times
         for k, layer in enumerate(self.layers):
-            if not _takes_times(layer):
+            if not takes_times(layer):
                 more.append({})
-            elif not layer.stateful:
+            elif k not in recurrent:
                 more.append({n: times[n] for n in ("lengths", "mask") if n in times})
             else:
                 own = {n: v for n, v in times.items() if n != "outputs"}
@@ -210,7 +209,8 @@ class Sequential(Layer):
                 )
             times = layer._times_after(times)
         x, listed = unwrapped(x)
-        return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
+        ignored = _leaf(self, 0)._ignores_padding()
+        return self._without_padding(x, of_inputs, ignored), listed, states, more
 
     def _lookup(self, k: int, x: Any, more: list[dict[str, Any]]) -> Lookup | None:
         """Return what the layer behind the k-th looks up itself, if that is an embedding."""
@@ -311,7 +311,8 @@ class Sequential(Layer):
             if dy is not None and not isinstance(y, Ragged) and whole:
                 # What a masked step repeats has a gradient: lengths alone.
                 ends = self._times_after({"lengths": times.get("lengths")})
-                dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
+                ignored = _leaf(self, -1)._ignores_padding(of_outputs=True)
+                dy = self._without_padding(_check.contiguous(dy), ends, ignored)
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {
                     "grads": grads.child(self._names[k]),
@@ -389,22 +390,29 @@ class Sequential(Layer):
     def _stream_state(self, states: Any) -> Any:
         return tuple(layer._stream_state(s) for layer, s in zip(self.layers, states))
 
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        known = layout_of(self) is not None  # it leaves padding out by itself then
+        return known or _leaf(self, -1 if of_outputs else 0)._ignores_padding(of_outputs)
+
+    def _has_recurrent(self) -> bool:
+        return any(layer._has_recurrent() for layer in self.layers)
+
     def _gradient_target(self, grads: Views | None) -> Views:
         return self._own_grads(grads)
 
-    def _without_padding(self, x: Any, times: dict[str, Any], layer: Layer) -> Any:
+    def _without_padding(self, x: Any, times: dict[str, Any], ignored: bool) -> Any:
         """Return x with zeros where a row takes no part, since padding may hold NaN.
 
-        x is returned as it is if the layer that reads it takes lengths.
+        x is returned as it is if the layer that reads it ignores what is there.
         """
         lengths, mask = times.get("lengths"), times.get("mask")
         if isinstance(x, Ragged) and lengths is not None:
             raise ValueError(
                 f"lengths: expected None with ragged sequences, got {type(lengths).__name__}"
             )
-        if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:
+        if isinstance(x, Ragged) or (lengths is None and mask is None) or ignored:
             return x
-        batch_first = _batch_first(self)
+        batch_first = layout_of(self)
         x = _check.array("x", x)
         if batch_first is None or x.ndim < 2:
             return x
@@ -462,10 +470,10 @@ def _vjp_of(layer: Layer, x: Any, rng: Any) -> tuple[Any, Any]:
     return x.like(rows), pullback
 
 
-def _takes_times(model: Layer) -> bool:
+def takes_times(model: Layer) -> bool:
     """Whether a layer, or one within it, knows of lengths and the like."""
     if isinstance(model, Sequential):
-        return any(map(_takes_times, model.layers))
+        return any(map(takes_times, model.layers))
     return model.takes_lengths
 
 
@@ -476,22 +484,13 @@ def _leaf(model: Layer, end: int) -> Layer:
     return model
 
 
-def _batch_first(model: Layer) -> bool | None:
-    """Whether the layers of a model take [B,T,...]; None if none of them tells time from batch."""
-    return next(
-        (bool(layer.batch_first) for layer in layers_of(model) if hasattr(layer, "batch_first")),
-        None,
-    )
-
-
 def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
-    known = [m for layer in layers for m in layers_of(layer) if hasattr(m, "batch_first")]
-    for layer in known:
-        if layer.batch_first != known[0].batch_first:
+    known = [found for layer in layers for found in layouts_of(layer)]
+    for first, layer in known:
+        if first != known[0][0]:
             raise ValueError(
                 "layers: expected one batch_first for all, or one would read the batch of the "
-                "other as time; "
-                f"got {known[0].batch_first} in {known[0]!r} and {layer.batch_first} in {layer!r}"
+                f"other as time; got {known[0][0]} in {known[0][1]!r} and {first} in {layer!r}"
             )
 
 

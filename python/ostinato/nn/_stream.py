@@ -18,6 +18,8 @@ from ._walk import layers_of
 if TYPE_CHECKING:
     from ._layer import Layer
 
+_PLAIN = np.ndarray  # a step takes a microsecond, of which np.ndarray would be a part
+
 
 class Stream:
     """Run the layers of a model one step a call, on arrays that stay.
@@ -147,12 +149,15 @@ class Stream:
             `y`, or its first ``len(slots)`` rows, which the next step overwrites.
 
         Raises:
-            ValueError: a slot out of range or given twice, or an x of another shape. No state has
-                changed then.
+            TypeError: an x of another type or dtype, or slots that are no whole numbers.
+            ValueError: a slot out of range or given twice, or an x of another shape or with masked
+                elements. No state has changed then.
             RuntimeError: the model has changed since the stream was made: see `refresh`.
         """
         if self._block.changes != self._changes:
             self._refuse_changed()
+        if type(x) is not _PLAIN and x is not None:
+            x = _check.unmasked("x", x)
         y: Array = self._step(x) if slots is None else self._step(x, self._slots(slots))
         return y
 
@@ -239,10 +244,9 @@ def _assign(name: str, into: Any, value: Any, check_only: bool = False) -> None:
             raise TypeError(f"{name}: expected None, got {type(value).__name__}")
     elif isinstance(into, np.ndarray):
         a = _check.array(name, value)
-        if a.shape != into.shape or a.dtype != into.dtype:
-            raise ValueError(
-                f"{name}: expected shape {into.shape} of {into.dtype}, got {a.shape} of {a.dtype}"
-            )
+        _check.of_dtype(name, a, into.dtype)
+        if a.shape != into.shape:
+            raise ValueError(f"{name}: expected shape {into.shape}, got {a.shape}")
         if not check_only:
             into[...] = a
     else:

@@ -94,8 +94,8 @@ class RecurrentPullback(Pullback):
 
         Raises:
             RuntimeError: the pullback has been used, or the parameters have changed since the pass.
-            TypeError: an argument has the wrong type; the pullback can be called again.
-            ValueError: an argument has the wrong shape or dtype; the pullback can be called again.
+            TypeError: an argument has the wrong type or dtype; the pullback can be called again.
+            ValueError: an argument has the wrong shape; the pullback can be called again.
         """
         out = super().__call__(dy, dstate, dcells=dcells, **options)
         self._tape = None  # the memory goes with the pass
@@ -163,6 +163,8 @@ class _Backward:
             )
         if call.ragged is not None and self.last is None and not callable(dy):
             dy = rows_like("dy", dy, call.ragged, self.shape[2])
+        elif dy is not None and not callable(dy):
+            dy = _check.array("dy", dy)
         if call.single and dy is not None:
             dy = dy[None] if self.last is not None else with_batch(layer, "dy", dy, 2)
         return dy
@@ -200,8 +202,10 @@ class _Backward:
         own: tuple[int, ...] = self.shape if layer.batch_first else (steps, batch, width)
         if call.ragged is not None:
             own = (len(call.ragged.rows), width)
-        if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, layer._dtype):
-            raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
+        if _check.is_array(dy):
+            if dy.shape != own:
+                raise ValueError(f"dy: expected shape {own}, that of y, got {dy.shape}")
+            _check.of_dtype("dy", dy, layer._dtype)
         keys, _ = grads._begin(self._added_by_kernels, [], False)
         try:
             parts = layer._parts(layer._arrays_of(grads))

@@ -457,8 +457,9 @@ def _sums(native: Any, parent: Array, rows: Array, count: int) -> Array:
 
 def _rows_like(d: Array, y: Array) -> Array:
     """Return a gradient, which must have the shape and dtype of the outputs."""
-    if d.shape != y.shape or d.dtype != y.dtype:
+    if d.shape != y.shape:
         raise ValueError(f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}")
+    _check.of_dtype("dy", d, y.dtype)
     return d
 
 

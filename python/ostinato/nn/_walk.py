@@ -14,3 +14,20 @@ def layers_of(model: Layer) -> Iterator[Layer]:
     yield model
     for inner in model._children().values():
         yield from layers_of(inner)
+
+
+def layouts_of(model: Layer) -> Iterator[tuple[bool, Layer]]:
+    """Yield ``batch_first`` and the layer of all that tell time from batch in a model's inputs.
+
+    What runs within a step, as in `TimeDistributed`, reads time of its own.
+    """
+    first = getattr(model, "batch_first", None)
+    if first is not None:
+        yield bool(first), model
+    for inner in model._children().values() if not model._within_steps else ():
+        yield from layouts_of(inner)
+
+
+def layout_of(model: Layer) -> bool | None:
+    """Whether a layer takes ``[B,T,...]``; None if it does not tell time from batch."""
+    return next((first for first, _ in layouts_of(model)), None)

@@ -14,7 +14,7 @@ def number(name: str, value: Any) -> float:
     """Return a finite number of at least 0; the error names the argument whatever came in."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    return _check.finite(name, float(value))
+    return _check.finite(name, value)
 
 
 def fraction(name: str, value: Any) -> float:

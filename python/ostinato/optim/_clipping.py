@@ -13,6 +13,8 @@ from .._check import Array
 from ..nn import Layer
 from ._checks import check_above_zero, check_model
 
+LEAST = 1e-280  # a sum of squares, of which none that counts is below the range of float64
+
 
 def global_norm(model: Layer) -> float:
     """Return the Euclidean norm of all gradients of a model.
@@ -39,9 +41,10 @@ def norm_of(grads: Array) -> Any:
     total = _native.backend_for(grads).square_sum(grads)
     if _device.of(total) is not None:
         return np.sqrt(total)
-    if math.isinf(total) and np.isfinite(grads).all():  # their squares are beyond float64
-        most = float(np.abs(grads).max())
-        return most * float(np.linalg.norm(grads / most))
+    # Their squares are beyond float64, or below it.
+    if total < LEAST or (math.isinf(total) and np.isfinite(grads).all()):
+        most = float(np.abs(grads).max(initial=0.0))
+        return most * float(np.linalg.norm(grads / most)) if most else 0.0
     return math.sqrt(total) if total >= 0 else math.nan
 
 

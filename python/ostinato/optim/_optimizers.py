@@ -106,7 +106,8 @@ class Optimizer:
         self.groups = {p: number(f"groups[{p!r}]", factor) for p, factor in (groups or {}).items()}
         self.steps = 0
         self.state: dict[str, Array] = {}
-        # By parameter, the steps that had been taken when it was first updated.
+        # By parameter that has been updated, how many of the steps have left it out: those before
+        # its first one, and those in which it was frozen.
         self.started: dict[str, int] = {}
 
     @property
@@ -168,7 +169,7 @@ class Optimizer:
             buffer = self.state[name]
             if _device.of(buffer) is not _device.of(model.flat):  # the model has moved since
                 self.state[name] = _device.like(_device.host(buffer), model.flat)
-        lr, taken = self.lr, self.steps
+        lr, taken, started = self.lr, self.steps, dict(self.started)
         runs = [
             (
                 slice(start, stop),
@@ -176,14 +177,14 @@ class Optimizer:
                 self.weight_decay if decay else 0.0,
                 taken + 1 - begun,
             )
-            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups)
+            for start, stop, decay, begun, factor in _runs(model, started, taken, self.groups)
         ]
         # What is too small for the dtype becomes zero without a warning.
         with model.write() as p, np.errstate(under="ignore"):
             g = model.flat_grads if also.factor is None else model._writable_grads().flat
             state = [self.state[n] for n in self._buffers]
             self._move((p.flat, g, *state), runs, where, also)
-        self.steps += 1
+        self.started, self.steps = started, taken + 1
 
     def _move(
         self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
@@ -258,6 +259,12 @@ class Optimizer:
         for name in ("started", "schedule", "buffers"):
             mapping(f"state[{name!r}]", state[name], "a mapping")
         positive("state['steps']", state["steps"], 0)
+        for name, begun in state["started"].items():
+            if positive(f"state['started'][{name!r}]", begun, 0) > state["steps"]:
+                raise ValueError(
+                    f"state['started'][{name!r}]: expected at most {state['steps']}, the steps "
+                    f"taken, got {begun}"
+                )
         for name, given in state["buffers"].items():
             a = np.asarray(given)
             if a.dtype not in (np.float32, np.float64) or a.ndim != 1:
@@ -266,8 +273,9 @@ class Optimizer:
                     f"shape {a.shape} of {a.dtype}"
                 )
         copy.deepcopy(self.schedule).load_state_dict(state["schedule"])
-        wanted = set(self._buffers) if state["steps"] else set()
-        if set(state["buffers"]) != wanted:
+        wanted, found = set(self._buffers) if state["steps"] else set(), set(state["buffers"])
+        # An error within the first step leaves buffers of zeros.
+        if found != wanted and (state["steps"] or found != set(self._buffers)):
             raise KeyError(
                 f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}"
             )
@@ -281,9 +289,9 @@ def _runs(
 ) -> list[_Run]:
     """Return the ranges of the flat buffer that are updated together.
 
-    Each is (start, stop, decay, steps before the first, factor of the rate).
+    Each is (start, stop, decay, steps that have left it out, factor of the rate).
 
-    Frozen parameters are left out.
+    Frozen parameters are left out, and this step is then one of those.
     """
     table = model._block.entries
     # Not those that are tied to a parameter of another layer.
@@ -294,6 +302,8 @@ def _runs(
     for k, (name, e) in enumerate(zip(views, entries)):
         stop = entries[k + 1].offset if k + 1 < len(entries) else base + model.flat.size
         if not e.trainable:
+            if name in started:
+                started[name] += 1
             continue
         factor = next((f for p, f in reversed(groups.items()) if fnmatch.fnmatchcase(name, p)), 1.0)
         start, kind = e.offset - base, (e.decay, started.setdefault(name, taken), factor)

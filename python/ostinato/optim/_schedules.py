@@ -130,7 +130,7 @@ class StepDecay(Schedule):
         Returns:
             ``lr * factor ** (step // every)``.
         """
-        return self.lr * self.factor ** (step // self.every)
+        return _grown(self.lr, self.factor, step // self.every)
 
 
 class Exponential(Schedule):
@@ -163,7 +163,7 @@ class Exponential(Schedule):
         Returns:
             ``lr * factor ** step``.
         """
-        return self.lr * self.factor**step
+        return _grown(self.lr, self.factor, step)
 
 
 class Cosine(Schedule):
@@ -335,7 +335,11 @@ class ReduceOnPlateau(Schedule):
 
         Args:
             value: the figure.
+
+        Raises:
+            TypeError: value is no number.
         """
+        value = _check.number("value", value, "a number")
         if value < self._best - self.min_delta:
             self._best, self._bad = value, 0
             return
@@ -363,8 +367,9 @@ class ReduceOnPlateau(Schedule):
 
         Raises:
             KeyError: an entry is missing; the state is that of another schedule.
-            TypeError: an entry is no finite number; nothing has changed.
+            TypeError: no state, or an entry is no finite number; nothing has changed.
         """
+        _check.mapping("state", state, "what state_dict returned")
         if missing := [name for name in ("scale", "best", "bad") if name not in state]:
             raise KeyError(
                 f"state: expected that of a ReduceOnPlateau, got no {missing[0]!r}; the schedule "
@@ -386,6 +391,14 @@ class ReduceOnPlateau(Schedule):
         self._best = math.inf if state["best"] is None else float(state["best"])
 
 
+def _grown(lr: float, factor: float, times: int) -> float:
+    """Return a rate after so many changes; one that no float holds is infinite."""
+    try:
+        return lr * factor**times
+    except OverflowError:
+        return math.inf if lr else 0.0
+
+
 def schedule_of(lr: object) -> Schedule:
     if isinstance(lr, Schedule):
         return lr
@@ -394,7 +407,7 @@ def schedule_of(lr: object) -> Schedule:
             f"lr: expected a number or a Schedule, got {type(lr).__name__}; "
             "the Trainer, or step(model), gives the optimiser its parameters"
         )
-    return Constant(float(lr))
+    return Constant(number("lr", lr))
 
 
 def chosen_name(lr: Any, rate: Any, default: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _check
 from .._annotations import readable
+from .._files import require_path
 from ..nn import Decoder
 from ._types import Row
 
@@ -154,6 +155,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:
+        require_path(folder, name="folder")
         self.folder = os.fspath(folder)
         self.every = None if every is None else _check.positive("every", every)
         self._writer: Any = None

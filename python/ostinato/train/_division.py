@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _check, _device
 from .._ragged import Ragged
-from ..data import Inputs
+from ..data import Inputs, some_weights
 from ._types import Batch
 
 
@@ -37,9 +37,10 @@ def own_rows(batch: Batch, part: slice, *, per_sequence: bool) -> Batch:
             times[name] = value
             continue
         value = np.asarray(value)
-        if isinstance(x, Ragged):
-            whole = name == "weights" and len(value) == count != len(x.rows)
-            times[name] = value[some] if whole else x.like(value).take(some).rows
+        if isinstance(x, Ragged) and name == "weights":
+            times[name] = some_weights(value, x, some, "last" if per_sequence else "all")
+        elif isinstance(x, Ragged):
+            times[name] = x.like(value).take(some).rows
         else:
             times[name] = _taken(name, value, axis if value.ndim == 2 else 0, count, part)
     if not isinstance(x, Ragged):

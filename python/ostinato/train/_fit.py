@@ -308,12 +308,11 @@ class Fit(Resumable):
         What is kept is plain: an update on the CPU, which never goes back, comes here as well.
         """
         t, at, state = self.trainer, vars(self.at).copy(), self.state
-        done, known, steps = self.walk.done, dict(self.walk.known), t.optimizer.steps
+        done, known = self.walk.done, dict(self.walk.known)
+        steps, started = t.optimizer.steps, t.optimizer.started  # which an update replaces
 
         def back() -> None:
-            t.optimizer.steps = steps
-            started = t.optimizer.started
-            t.optimizer.started = {n: begun for n, begun in started.items() if begun < steps}
+            t.optimizer.steps, t.optimizer.started = steps, started
             figures = {n: getattr(self.at, n) for n in ("loss_sum", "loss_count", "norm")}
             self.at = Place(**{**at, **figures})
             self.state, self.walk = state, Walk(done, known)

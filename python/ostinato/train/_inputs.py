@@ -438,7 +438,10 @@ def _picks(loader: Any) -> bool:
 
 
 def contiguous(x: Any) -> Any:
-    """Return x with unit stride on the last axis, as the kernels read it."""
+    """Return x, or its rows, with unit stride on the last axis, as the kernels read it."""
+    if isinstance(x, Ragged):
+        rows = contiguous(x.rows)
+        return x if rows is x.rows else x.like(rows)
     if isinstance(x, np.ndarray) and x.ndim > 1 and x.strides[-1] != x.itemsize:
         return np.ascontiguousarray(x)
     return x

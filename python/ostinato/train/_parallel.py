@@ -139,7 +139,7 @@ class Parallel:
 
         Args:
             place: where the program is; other ranks have to be there too.
-            numbers: at most six.
+            numbers: at most `WIDTH`.
 
         Returns:
             float64, a row for each rank.

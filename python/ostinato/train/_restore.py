@@ -110,9 +110,8 @@ def check_facts(
             )
     identity = as_json(identity)
     for name in sorted({*identity, *saved.identity}):
-        if identity.get(name) != saved.identity.get(name) or (name in identity) != (
-            name in saved.identity
-        ):
+        same = _same(identity.get(name), saved.identity.get(name))
+        if not same or (name in identity) != (name in saved.identity):
             raise ValueError(
                 f"identity[{name!r}]: expected {quoted(saved.identity.get(name))}, as the run "
                 f"of {path} had it, got "
@@ -124,6 +123,13 @@ def check_facts(
             "one that never stopped",
             stacklevel=5,
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values from JSON are equal; NaN is equal to NaN."""
+    return bool(one == other) or json.dumps(one, sort_keys=True) == json.dumps(
+        other, sort_keys=True
+    )
 
 
 def as_json(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _core, _device
+from .. import _check, _core, _device
 from .._check import Array, quoted
 from ..nn._description import functions_of
 from . import _checkpoint
@@ -49,6 +50,7 @@ class Resumable:
             validation,
             settings,
         )
+        _refuse_one_file(settings)
         self.stepper, self.ranks = Stepper(trainer), trainer._ranks
         self.at = Place()
         self.state: Any = None
@@ -64,7 +66,7 @@ class Resumable:
         self._oldest: Window | None = None
         self._newest: Window | None = None
         self._known_good = -1  # the last step whose parameters had a finite loss
-        self._saved = (-1, -1)
+        self._saved: tuple[int, ...] = ()  # where the run stood when it was saved
         self.shared: SharedGradients | None = None  # memory that all ranks reach, if there is any
         self._whole = True  # False within an update
         self._kept = settings.checkpoint is not None  # whether rank 0 writes a checkpoint
@@ -107,14 +109,20 @@ class Resumable:
             "content": found["content"],
         }
 
+    def _key(self) -> tuple[int, ...]:
+        """Return what changes when there is something to save."""
+        at = self.at
+        return at.step, len(self.history.rows), at.epoch, at.batch, at.window
+
     def _save(self) -> None:
-        key = (self.at.step, len(self.history.rows))
+        key = self._key()
         if not self._kept or self._saved == key or not self.at.step:
             return
         self._read()
         self._try()
         self.at.seconds = time.monotonic() - self._started
         state, walk = self.state, self.walk.known if self.at.window else {}
+        _refuse_others((state, *walk.values()))
         if self.ranks.size > 1 and (self.source.carries_state or self.at.window):
             self.ranks._exchange("the states of a checkpoint")
             parts = self.ranks._collect(_on_host((state, walk)))
@@ -260,7 +268,7 @@ class Resumable:
         if saved.best is not None:
             self.best = joined_parameters(t.model, saved.best)
         self.resumed = True
-        self._saved = (self.at.step, len(self.history.rows))
+        self._saved = self._key()
         if saved.validation is not None and as_json(saved.validation) != as_json(self.watched()):
             if self.validation is not None:
                 warnings.warn(
@@ -271,7 +279,7 @@ class Resumable:
             self.at.best = self.at.mark = math.inf
             self.at.bad, self.history.best, self.best = 0, None, None
             t.optimizer.schedule.forget()
-            self._saved = (-1, -1)
+            self._saved = ()
 
     def _placed(self, state: Any) -> Any:
         """Return a state on the device of the model."""
@@ -280,6 +288,27 @@ class Resumable:
         if isinstance(state, dict):
             return {k: self._placed(v) for k, v in state.items()}
         return None if state is None else self.trainer._placed(state)
+
+
+def _refuse_one_file(s: Settings) -> None:
+    """Raise if the log is the file of the checkpoint: each would write over the other."""
+    if s.log is None or s.checkpoint is None:
+        return
+    if os.path.realpath(s.log) == os.path.realpath(s.checkpoint):
+        raise ValueError(f"log: expected another file than that of the checkpoint, got {s.log}")
+
+
+def _refuse_others(state: Any) -> None:
+    """Raise unless a state is what a checkpoint holds: an array, None, or a tuple of such."""
+    if state is None or _check.is_array(state):
+        return
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(
+            "state: expected arrays, or tuples of arrays, of a model that is saved to a "
+            f"checkpoint while it carries them on, got {type(state).__name__}"
+        )
+    for part in state:
+        _refuse_others(part)
 
 
 def _on_host(state: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import _check
 from .._annotations import readable
 from .._figure import save_figure
@@ -30,7 +32,7 @@ class Trial:
     Attributes:
         number: from 0 on.
         settings: what ``build`` was given.
-        value: the best monitored figure; NaN for a trial that diverged before the first.
+        value: the best monitored figure; NaN for a trial that diverged, or that has none.
         state: "complete", "pruned" or "diverged".
         step: steps that were taken.
     """
@@ -111,11 +113,13 @@ class SearchResult:
         panels[0].set_ylabel(self.monitor)
         for name, panel in zip(names, panels):
             known = [t for t in self.trials if math.isfinite(t.value)]
+            # An axis has numbers or names: among names, numbers are names as well.
+            place = float if all(_is_number(t.settings[name]) for t in self.trials) else str
             for state, color in (("complete", "C0"), ("pruned", "C7"), ("diverged", "C3")):
                 some = [t for t in known if t.state == state]
-                x = [_place(t.settings[name]) for t in some]
+                x = [place(t.settings[name]) for t in some]
                 panel.scatter(x, [t.value for t in some], color=color, label=state, s=18)
-            at = _place(self.best.settings[name])
+            at = place(self.best.settings[name])
             panel.scatter([at], [self.best.value], marker="*", color="C1", s=120, label="best")
             panel.set_xlabel(name)
             if _spans_decades([t.settings[name] for t in self.trials]):
@@ -130,12 +134,12 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _place(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _spans_decades(values: list[Any]) -> bool:
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+    if not all(map(_is_number, values)):
         return False
     return bool(min(values) > 0 and max(values) >= 10 * min(values))
 
@@ -177,6 +181,7 @@ def _check_space(space: Any) -> dict[str, Any]:
         raise TypeError(f"space: expected a dict of names to ranges, got {type(space).__name__}")
     out: dict[str, Any] = {}
     for name, given in space.items():
+        _check.text("space", name, "names of arguments of build")
         wanted = "(low, high), (low, high, 'log') of two numbers, or a list of choices"
         if isinstance(given, list) and given:
             out[name] = given
@@ -185,8 +190,12 @@ def _check_space(space: Any) -> dict[str, Any]:
         if not isinstance(given, tuple) or (len(given) != 2 and not log):
             raise TypeError(f"space[{name!r}]: expected {wanted}, got {given!r}")
         low, high = given[:2]
-        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
-        if not whole:
+        whole = all(
+            isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in (low, high)
+        )
+        if whole:
+            low, high = int(low), int(high)
+        else:
             low, high = (_check.number(f"space[{name!r}]", v, wanted) for v in (low, high))
         if not (low < high and math.isfinite(high - low)) or (log and low <= 0):
             both = "both finite and above 0" if log else "both finite"

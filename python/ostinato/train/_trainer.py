@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import _check, _deferred, _device
 from .._annotations import readable
+from .._files import require_path
 from .._ragged import Ragged
 from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
@@ -20,7 +21,7 @@ from ..data import Inputs, as_array
 from ..losses import Loss
 from ..losses._base import takes_host_targets
 from ..nn import Layer, Recurrent
-from ..nn._walk import layers_of
+from ..nn._walk import layers_of, layouts_of
 from ..optim import Adam, Optimizer
 from ..optim._checks import check_above_zero
 from . import metrics as _metrics
@@ -174,7 +175,7 @@ class Trainer:
         self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, whole)
         if tbptt is not None:
             refuse_uncarried("tbptt", model)
-        layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
+        layouts = {first for first, _ in layouts_of(model)}
         if len(layouts) > 1:
             raise ValueError(
                 "model: expected recurrent layers of one layout, got some with batch_first=True "
@@ -457,12 +458,12 @@ class Trainer:
                 monitor=monitor,
                 sign=sign_of(self, monitor, mode, validation is not None),
                 restore_best=restore_best,
-                checkpoint=None if checkpoint is None else Path(checkpoint),
+                checkpoint=_path("checkpoint", checkpoint),
                 checkpoint_every=checkpoint_every,
                 accumulate=accumulate,
                 seed=seed,
                 identity=facts_of(identity),
-                log=None if log is None else Path(log),
+                log=_path("log", log),
             )
             check_counts(settings, batch_size)
             data = _pair("train", train, target, self._form())
@@ -517,6 +518,11 @@ def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
             f"target: expected None beside {name} = (x, target), got {type(target).__name__}"
         )
     return data, target
+
+
+def _path(name: str, given: str | os.PathLike[str] | None) -> Path | None:
+    require_path(given, type(None), name=name)
+    return None if given is None else Path(given)
 
 
 readable(globals())
