@@ -7,7 +7,7 @@ series is KDD-TSAD 135 of the package aeon (pip install --no-deps aeon, and 'ost
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,13 @@ def load(folder: str | None) -> tuple[np.ndarray, anomaly.Labelled]:
     """Return normal rows, and others with their labels."""
     paths = []
     for part in ("TRAIN", "TEST"):
-        installed = FILES.format(part)
-        there = distribution("aeon").locate_file(installed) if folder is None else None
-        paths.append(Path(str(there)) if folder is None else Path(folder) / f"{part.lower()}.csv")
+        if folder is not None:
+            paths.append(Path(folder) / f"{part.lower()}.csv")
+            continue
+        try:
+            paths.append(Path(str(distribution("aeon").locate_file(FILES.format(part)))))
+        except PackageNotFoundError:
+            raise SystemExit("aeon is not installed: pip install --no-deps aeon") from None
     columns = {"column": "value", "label": "is_anomaly"}
     train, test = (anomaly.read(path, **columns) for path in paths)
     return train.values, test

@@ -69,6 +69,12 @@ class Voices:
 
 def main(unknown: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     """Print the likeliest voice of each file, and return their names."""
+    names = [folder.name for folder in folders]
+    for folder in folders:
+        if not any(folder.glob("*.wav")):
+            raise SystemExit(f"--voices: expected a folder with WAV files, got {folder}")
+        if names.count(folder.name) > 1:
+            raise SystemExit(f"--voices: expected folders of different names, got {folder}")
     path = weights()
     if path is None:
         raise SystemExit("resemblyzer is not installed: pip install --no-deps resemblyzer==0.1.4")

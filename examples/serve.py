@@ -330,9 +330,16 @@ def order_of(message: str) -> dict[str, Any]:
 
 
 def ids_of(model: Any) -> int | None:
-    """Return how many numbers the first layer takes if it is an Embedding."""
+    """Return how many numbers the first layer takes if it is an Embedding.
+
+    A graph does not say which of its tables its input is looked up in: it is the smallest here, so
+    that no number ends a step.
+    """
     while isinstance(model, ost.nn.Sequential):
         model = model[0]
+    if isinstance(model, ost.interop.Graph) and model.stream(1).x.dtype.kind == "i":
+        tables = [t for t in model.layers.values() if isinstance(t, ost.nn.Embedding)]
+        return min(t.num_embeddings for t in tables)
     return model.num_embeddings if isinstance(model, ost.nn.Embedding) else None
 
 
@@ -490,6 +497,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     a = parser.parse_args(arguments)
     if a.processes < 1:
         raise SystemExit(f"serve: --processes: expected at least 1, got {a.processes}")
+    if not 0 <= a.port < 1 << 16:  # the system may take the rest of a division by that
+        raise SystemExit(f"serve: --port: expected 0 to 65535, got {a.port}")
     try:
         limits = Limits(a.slots, a.queue, a.rows, a.idle)
         model = ost.load(a.model)
@@ -505,6 +514,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             asyncio.run(
                 run(model, limits, lambda port: print(said % port, flush=True), None, listen)
             )
+    except MemoryError:
+        raise SystemExit(f"serve: slots: expected as many as memory holds, got {a.slots}") from None
     except OSError as error:
         raise SystemExit(f"serve: {a.host}:{a.port}: {error}") from None
 

@@ -64,6 +64,26 @@ def header(
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+@pytest.mark.parametrize("before", [b"", b"JUNK\3\0\0\0abc\0"])
+@pytest.mark.parametrize("bits", [16, 24, 32])
+def test_an_extensible_format(tmp_path: Path, bits: int, before: bytes) -> None:
+    """Python reads it from 3.12 on."""
+    width = bits // 8
+    sub = struct.pack("<H", 1) + bytes.fromhex("000000001000800000aa00389b71")
+    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 8000 * width, width, bits, 22, bits, 4) + sub
+    data = b"".join((v << (bits - 8)).to_bytes(width, "little", signed=True) for v in (64, -128))
+    body = b"WAVE" + before + b"fmt " + struct.pack("<I", 40) + fmt
+    body += b"data" + struct.pack("<I", len(data)) + data
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    sound = audio.read_wav(tmp_path / "a.wav")
+    assert sound.samples.tolist() == [0.5, -1.0]
+    assert sound[1:] == (8000, 1, width)
+    body = body.replace(sub, b"\3" + sub[1:])  # of real numbers
+    (tmp_path / "b.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    with pytest.raises(ValueError, match=r"path: expected a WAV file of whole numbers \(PCM\)"):
+        audio.read_wav(tmp_path / "b.wav")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -74,6 +74,14 @@ def test_a_stream_beside_its_whole_sequence() -> None:
     assert arrays(case)["x"].shape == (1, 1, 4)
 
 
+def test_answers_of_another_shape_are_no_answers() -> None:
+    """They were spread over ours."""
+    case, y = Case("gru", "infer", 2, 4, 3), np.ones((3, 2, 4))
+    assert bench._compare({"y": y}, {"y": y}, "torch", case) == 0
+    with pytest.raises(ValueError, match=r"expected y of torch of shape \(3, 2, 4\), got"):
+        bench._compare({"y": y}, {"y": y[..., :1]}, "torch", case)
+
+
 PEERS = [
     p
     for p, modules in {

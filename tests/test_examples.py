@@ -61,6 +61,17 @@ def test_anomaly(tmp_path: Path) -> None:
     assert figures["network"] > 0.5 > figures["moving z-score"]
 
 
+def test_anomaly_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("anomaly")
+
+    def absent(name: str) -> Any:
+        raise module.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "distribution", absent)
+    with pytest.raises(SystemExit, match="aeon is not installed: pip install --no-deps aeon"):
+        module.main()
+
+
 def test_tag(tmp_path: Path) -> None:
     """Words with the stress on the last vowel but one, in a file as that of the package."""
     rng = np.random.default_rng(0)
@@ -217,6 +228,20 @@ def test_recognize_speaker(tmp_path: Path) -> None:
                 file.writeframes((sound * 32767).astype("<i2").tobytes())
     unknown = [(tmp_path / name / "3.wav").rename(tmp_path / f"{name}.wav") for name in voices]
     assert module.main(unknown, [tmp_path / name for name in voices]) == list(voices)
+
+
+def test_voices_that_are_none(tmp_path: Path) -> None:
+    """They were NaN, or one in the place of another."""
+    module = load("recognize_speaker")
+    for name in ("a/clips", "b/clips", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("a/clips/1.wav", "b/clips/1.wav"):
+        (tmp_path / name).write_bytes(b"")
+    one, two, empty = (tmp_path / name for name in ("a/clips", "b/clips", "c"))
+    with pytest.raises(SystemExit, match=r"--voices: expected a folder with WAV files, got .*c$"):
+        module.main([], [one, empty])
+    with pytest.raises(SystemExit, match="--voices: expected folders of different names, got "):
+        module.main([], [one, two])
 
 
 def edits(a: list[str], b: list[str]) -> int:

@@ -117,6 +117,22 @@ def test_backtest_sees_nothing_of_what_it_forecasts() -> None:
     assert a["mae"] == pytest.approx(expected)
 
 
+def test_the_naive_forecast_of_a_list() -> None:
+    assert seasonal_naive([1, 2, 2, 3], 3, 2, drift=True).tolist() == [3, 4, 4]  # type: ignore[arg-type]
+
+
+def test_a_series_that_ends_early_does_not_count() -> None:
+    """All figures were NaN."""
+    ended = wavy(120, seed=1)
+    ended[-12:] = np.nan
+    options = replace(QUICK, epochs=1)
+    figures = Forecaster.backtest([wavy(), ended], 12, options, origins=2, report=silent)
+    first, second = figures["series"]
+    assert np.isnan(second["mae"])
+    for name in ("mae", "naive_mae", "drift_mae", "coverage", "ratio"):
+        assert figures[name] == first[name]
+
+
 def test_epochs_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were ignored for series of less than 600 rows."""
     from ostinato import optim

@@ -236,6 +236,6 @@ def test_a_figure_is_written_to_a_path_of_a_known_format(tmp_path: Any) -> None:
     flow.plot(tmp_path / "flow.PNG")
     with pytest.raises(TypeError, match="path: expected a path"):
         flow.plot(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"path: expected the ending of a format that matplotlib knows \(.*png"):
+    with pytest.raises(ValueError, match=r"path: expected the ending of a format .* \(.*png"):
         flow.plot(tmp_path / "flow.abc")
     assert [f.name for f in tmp_path.iterdir()] == ["flow.PNG"]

@@ -1033,7 +1033,7 @@ def test_streams_that_would_see_other_steps(name: str, message: str) -> None:
 def by_hand(last: dict[str, Any], rows: int | None = None, **given: Any) -> Graph:
     """A layer, and what comes behind it."""
     lengths = ["n"] if "n" in given else []
-    nodes = [
+    nodes: list[dict[str, Any]] = [
         {"op": "Recurrent", "layer": "rnn", "inputs": ["x", *lengths], "outputs": ["all"]},
         {"op": "Squeeze", "inputs": ["all"], "outputs": ["h"], "at": {"axes": [1]}},
         {"outputs": ["y"], **last},
@@ -1043,7 +1043,7 @@ def by_hand(last: dict[str, Any], rows: int | None = None, **given: Any) -> Grap
     return Graph(nodes, layers, inputs=inputs, outputs=["y"], numbers=given)
 
 
-GAIN = {"s": {"dtype": "float32", "shape": [3], "values": [1.0, 2.0, 3.0]}}
+GAIN: dict[str, Any] = {"s": {"dtype": "float32", "shape": [3], "values": [1.0, 2.0, 3.0]}}
 NORM = {"op": "LayerNormalization", "inputs": ["h", "s"]}
 ADDED = {"op": "Add", "inputs": ["x", "h"]}
 ONES = {"dtype": "int64", "shape": [3], "values": [1, 1, 1]}
@@ -1053,13 +1053,13 @@ ONES = {"dtype": "int64", "shape": [3], "values": [1, 1, 1]}
 def test_a_stream_of_a_norm_over_all_steps(axis: int) -> None:
     """It was run, and each step was normed by itself."""
     made = by_hand(NORM | {"at": {"axis": axis, "epsilon": 1e-5}}, **GAIN)
-    with pytest.raises(TypeError, match="^stream: expected nodes that see one step.*LayerNorm"):
+    with pytest.raises(TypeError, match=r"^stream: expected nodes that see one.*LayerNorm"):
         made.stream(2)
 
 
 def test_a_stream_of_fixed_lengths() -> None:
     """They were not looked at, so that rows went on behind their ends."""
-    with pytest.raises(TypeError, match="^stream: expected nodes that see one step.*Recurrent"):
+    with pytest.raises(TypeError, match=r"^stream: expected nodes that see one.*Recurrent"):
         by_hand(ADDED, 3, n=ONES).stream(3)
 
 
@@ -1157,3 +1157,36 @@ def test_graphs_that_are_none() -> None:
         Graph([{**add, "op": "Recurrent", "layer": "r"}], inputs=inputs, outputs=["y"])
     with pytest.raises(ValueError, match="outputs: expected values of the graph, got"):
         Graph([{**add, "inputs": ["x", "x"]}], inputs=inputs, outputs=["q"])
+
+
+def test_names_that_are_there_already() -> None:
+    """A node whose outputs are there does not run, and of two inputs the second one counted."""
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None]}]
+    neg = {"op": "Neg", "inputs": ["x"], "outputs": ["y"]}
+    for outputs in (["y"], ["x"]):
+        again = {"op": "Exp", "inputs": ["x"], "outputs": outputs}
+        with pytest.raises(ValueError, match="nodes: expected Exp to make values of names of thei"):
+            Graph([neg, again], inputs=inputs, outputs=["y"])
+    with pytest.raises(ValueError, match="inputs: expected names that no other input or number ha"):
+        Graph([neg], inputs=inputs * 2, outputs=["y"])
+    number = {"x": {"dtype": "float32", "shape": [], "values": [1.0]}}
+    with pytest.raises(ValueError, match="inputs: expected names that no other input or number ha"):
+        Graph([neg], inputs=inputs, outputs=["y"], numbers=number)
+
+
+def test_what_a_node_lacks() -> None:
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None]}]
+    x = drawn(4)
+
+    def made(node: dict[str, Any], output: str) -> Any:
+        return Graph([{"inputs": ["x"], **node}], inputs=inputs, outputs=[output])
+
+    two = {"op": "Neg", "outputs": ["y", "z"]}
+    assert np.array_equal(made(two, "y")(x), -x)  # as a Dropout whose mask nothing reads
+    with pytest.raises(ValueError, match="Neg: expected at most 1 outputs, got one more, 'z'"):
+        made(two, "z")(x)
+    with pytest.raises(ValueError, match="Concat: expected attributes that it has, got no 'axis'"):
+        made({"op": "Concat", "outputs": ["y"]}, "y")(x)
+    for at in ({}, {"num_outputs": 2}):
+        split = {"op": "Split", "outputs": ["y", "z"], "at": at}
+        assert np.array_equal(made(split, "z")(x), x[2:])

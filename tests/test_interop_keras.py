@@ -696,7 +696,6 @@ WRITTEN: dict[str, Any] = {
         nn.LSTM(5, H, batch_first=True, rng=1),
         nn.LayerNorm(H),
         nn.Activation("tanh"),
-        nn.Activation("gelu_tanh"),
         nn.GRU(H, H, bidirectional=True, batch_first=True, rng=2),
         nn.Conv1d(2 * H, 5, 3, padding="causal", dilation=2, batch_first=True, rng=3),
         nn.Dropout(0.3),
@@ -1047,6 +1046,19 @@ def test_functions_are_written_as_code(tmp_path: Path, function: Any, both: bool
     theirs.save(tmp_path / "a.keras")
     again = keras.models.load_model(tmp_path / "a.keras")
     assert_close(called(model, X), keras.ops.convert_to_numpy(again(X)), scale=2)
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_approximation_of_gelu_has_a_name(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(D, H, rng=0), nn.Activation("gelu_tanh"))
+    lines = ost.to_keras(model, tmp_path / "a.weights.h5")
+    namespace = {**vars(keras.layers), "keras": keras}
+    theirs = keras.Sequential([keras.Input((None, D)), *(eval(c, namespace) for c in lines)])
+    theirs.load_weights(tmp_path / "a.weights.h5")
+    theirs.save(tmp_path / "a.keras")
+    for one in (theirs, keras.models.load_model(tmp_path / "a.keras")):
+        assert_close(called(model, X), keras.ops.convert_to_numpy(one(X)), scale=2)
 
 
 @needs_keras

@@ -872,6 +872,10 @@ def test_a_pullback_of_a_model_adds_once_or_not_at_all() -> None:
     _, pullback = model.vjp(data())
     with pytest.raises(ValueError, match="dy: expected shape"):
         pullback(d[1:])
+    with pytest.raises(
+        TypeError, match=r"dy: expected dtype float64, .*use dy\.astype\(np\.float64"
+    ):
+        pullback(d.astype(np.float32))
     assert not model.flat_grads.any()
     with pytest.raises(ValueError, match="dy: refused"):
         pullback(d)

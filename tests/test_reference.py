@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,21 @@ def test_dropout_mask_keeps_the_mean() -> None:
     mask = reference.dropout_mask(5, 0.3, 0, 0, (40, 10, 25))
     assert abs((mask > 0).mean() - 0.7) < 0.02
     assert np.allclose(mask[mask > 0], 1 / 0.7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_gradients_are_float64_whatever_is_given(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-2, 3, s) for s in ((12, 2), (12, 3), (12,), (12,), (5, 4, 2))]
+
+    def gradients(kind: Any) -> list[Any]:
+        w_ih, w_hh, bias, second, x = (a.astype(kind) for a in arrays)
+        w, tree = reference.Weights(w_ih, w_hh, bias, second), x[:, 0]
+        g = reference.backward(reference.forward("lstm", x, w), np.ones((5, 4, 3), kind))
+        run = reference.tree_lstm(tree, [-1, 0, 0, 1, 1], w_ih, w_hh, bias)
+        of_tree = reference.tree_lstm_backward(run, np.ones((5, 3), kind), tree, w_ih, w_hh)
+        return [g.x, g.weights.weight_ih, g.weights.bias_hh, *of_tree]
+
+    for found, wanted in zip(gradients(dtype), gradients(np.float64)):
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)

@@ -100,6 +100,25 @@ def test_forecasts_of_sktime() -> None:
         module.RecurrentForecaster(**OPTIONS).fit(y, fh=[0, 1])
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_forecaster_reads_on(kept: bool, refit: bool) -> None:
+    """It keeps the series itself, which sktime does only where its configuration says so."""
+    module = sktime_of()
+    import pandas as pd
+
+    from ostinato.interop import sklearn
+
+    y = pd.DataFrame({"a": np.sin(np.arange(40)), "b": np.cos(np.arange(40))})
+    model = module.RecurrentForecaster(**OPTIONS).set_config(remember_data=kept)
+    found = model.fit(y[:35], fh=[1, 2]).update(y[35:], update_params=refit).predict()
+    own = sklearn.RecurrentForecaster(**OPTIONS, horizon=2)
+    own.fit([y.to_numpy() if refit else y[:35].to_numpy()])
+    assert np.array_equal(found.to_numpy(), own.predict([y.to_numpy()])[0])
+    assert list(found.index) == [40, 41]
+
+
 @pytest.mark.parametrize("library", ["aeon", "sktime"])
 def test_without_the_library_the_error_says_how_to_get_it(
     library: str, monkeypatch: pytest.MonkeyPatch

@@ -209,6 +209,27 @@ def test_messages_that_are_refused_hurt_nobody(module: Any, ids: bool) -> None:
     served(module, model, act, slots=2, rows=8)
 
 
+def test_numbers_out_of_range_of_a_graph_hurt_nobody(module: Any) -> None:
+    nodes = [
+        {"op": "Embedding", "layer": "table", "inputs": ["i"], "outputs": ["x"]},
+        {"op": "Recurrent", "layer": "rnn", "inputs": ["x"], "outputs": ["all"]},
+        {"op": "Squeeze", "inputs": ["all"], "outputs": ["y"], "at": {"axes": [1]}},
+    ]
+    layers = {"table": ost.nn.Embedding(11, 4, rng=0), "rnn": ost.nn.GRU(4, 7, rng=1)}
+    given = [{"name": "i", "dtype": "int64", "shape": [None, None]}]
+    model = ost.interop.Graph(nodes, layers, inputs=given, outputs=["y"])
+
+    async def act(server: Any, address: str) -> None:
+        (a, form), (b, _) = await joined(address), await joined(address)
+        assert form["x"]["ids"] == 11
+        wrong, right = asked(b, '{"x": [11]}'), asked(a, '{"x": [3]}')
+        error, y = map(json.loads, await asyncio.gather(wrong, right))
+        assert "x: expected numbers from 0 to 10, got 11" in error["error"]
+        np.testing.assert_allclose(y["y"], model(np.array([[3]]))[0], rtol=1e-6)
+
+    served(module, model, act, slots=2)
+
+
 def test_a_full_server_says_so(module: Any) -> None:
     async def act(server: Any, address: str) -> None:
         first, second = [await joined(address) for _ in range(2)]
@@ -468,6 +489,12 @@ def test_what_cannot_be_served(tmp_path: Path, module: Any) -> None:
     ):
         with pytest.raises(SystemExit, match=f"serve: {words}, got 0"):
             module.main([path, option, "0"])
+    for port in ("65536", "-1"):  # for two processes it was 0
+        for processes in ("1", "2"):
+            with pytest.raises(SystemExit, match=f"serve: --port: expected 0 to 65535, got {port}"):
+                module.main([path, "--port", port, "--processes", processes])
+    with pytest.raises(SystemExit, match="serve: slots: expected as many as memory holds, got 1"):
+        module.main([path, "--slots", str(10**13)])
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         port = str(other.getsockname()[1])
         for processes in ("1", "2"):

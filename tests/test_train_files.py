@@ -193,6 +193,8 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
         Checkpoint.load(path)
     with pytest.raises(ValueError, match="which: expected one of 'best', 'last', got 'first'"):
         Checkpoint.load(path, which="first")
+    with pytest.raises(TypeError, match=r"path: expected a path .*, got int"):
+        Checkpoint.load(3)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_says_how_many_epochs_were_done(tmp_path: Path) -> None:

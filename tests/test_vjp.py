@@ -443,6 +443,31 @@ def test_memory_goes_with_the_pass(how: str) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("run", [False, True], ids=["no pullback", "pullback"])
+def test_memory_goes_with_the_pass_of_a_model(run: bool) -> None:
+    kept: list[Any] = []
+
+    class Own(nn.Model):
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(4, 5, dtype=np.float64, rng=0)
+
+        def __call__(self, x: Any) -> Any:
+            y = np.tanh(self.rnn(x)[0])
+            kept.append(weakref.ref(ost.stop_gradient(y)))
+            return y
+
+    model = Own()
+    gc.disable()
+    try:
+        y, pullback = model.vjp(BATCH)
+        if run:
+            pullback(y)
+        del y, pullback
+        assert [ref() is None for ref in kept] == [True]
+    finally:
+        gc.enable()
+
+
 def test_no_gradient_goes_through_a_state_that_is_stopped() -> None:
     layer, kept = nn.LSTM(4, 5, dtype=np.float64, rng=0), []
 
@@ -506,6 +531,10 @@ def test_structures_of_arguments_and_outputs() -> None:
     assert out["z"][0].tolist() == [2.0, 2.0]
     with pytest.raises(TypeError, match=r"d: expected a dict of 2, got tuple"):
         pullback((None, None))
+    with pytest.raises(TypeError, match=r"d: expected a dict of 2, got one of 1"):
+        pullback({"y": None})
+    with pytest.raises(TypeError, match=r"d: expected 'z' in it, got \['y', 'other'\]"):
+        pullback({"y": None, "other": None})
     with pytest.raises(
         ValueError, match=r"d\['z'\]\[0\]: expected shape \(2,\) of float64, got \(3,\)"
     ):

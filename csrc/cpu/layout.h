@@ -136,8 +136,10 @@ __attribute__((noinline)) void pack_vector(const T* raw, int lanes, Index depth,
   const Index count = words<P>(depth), encoded = row_words<P>(depth);
   const W* from[L];
   for (int lane = 0; lane < lanes; ++lane, raw += depth) {
-    if constexpr (P::kEncodes)
+    if constexpr (P::kHead > 0)
       from[lane] = P::encode_weights(raw, depth, scratch + lane * encoded, to + lane, to + stride + lane);
+    else if constexpr (P::kEncodes)
+      from[lane] = P::encode_weights(raw, depth, scratch + lane * encoded);
     else
       from[lane] = raw;
   }

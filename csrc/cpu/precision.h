@@ -117,10 +117,10 @@ struct BFloat {
     }
     return out;
 #else
-    return encode_weights(row, n, out, nullptr, nullptr);
+    return encode_weights(row, n, out);
 #endif
   }
-  static const Word* encode_weights(const float* row, Index n, Word* out, Word*, Word*) {
+  static const Word* encode_weights(const float* row, Index n, Word* out) {
     constexpr int L = Vec<float>::kLanes;
     std::uint16_t* to = reinterpret_cast<std::uint16_t*>(out);
     Index i = 0;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def number(name: str, value: object, wanted: str) -> float:
 
 def reals(name: str, value: object, wanted: str) -> Array:
     """Return real numbers as a new float64 array; the error calls them ``wanted``."""
+    value = unmasked(name, value)
     try:
         a = np.array(value)
         if a.dtype.kind == "O":  # such as those of pandas, or of Decimal and Fraction
@@ -327,9 +329,10 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
 
 def unmasked(name: str, value: Any) -> Any:
     """Return a masked array as a plain one, and anything else as it is; raise if it masks any."""
-    if not isinstance(value, np.ma.MaskedArray):
+    ma = sys.modules.get("numpy.ma")  # else there is no masked array: importing takes 24 ms
+    if ma is None or not isinstance(value, ma.MaskedArray):
         return value
-    if np.ma.getmaskarray(value).any():
+    if ma.getmaskarray(value).any():
         raise ValueError(
             f"{name}: expected an array without masked elements, got some; use {name}.filled(0), "
             "and leave such steps out by a mask of bool"
@@ -357,11 +360,10 @@ def state(
 
 def plain(name: str, value: object, wanted: str) -> Array:
     """Return an array of NumPy of what is one anywhere, or a list; the error says ``wanted``."""
+    value = unmasked(name, value)
     try:
-        return np.asarray(unmasked(name, _device.host(_device.taken(value))))
+        return np.asarray(_device.host(_device.taken(value)))
     except (TypeError, ValueError):  # lists of different lengths among them
-        if isinstance(value, np.ma.MaskedArray):
-            raise
         raise TypeError(f"{name}: expected {wanted}, got {quoted(value)}") from None
 
 

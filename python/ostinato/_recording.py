@@ -18,7 +18,7 @@ import numpy as np
 
 from . import _device
 from ._annotations import readable
-from ._check import Array, Seed, generator, is_array, of_dtype, unmasked
+from ._check import Array, Seed, generator, is_array, of_dtype, some, unmasked
 
 if TYPE_CHECKING:
     from .nn._block import Block, Views
@@ -651,12 +651,12 @@ def _paired(out: Any, d: Any, name: str = "d") -> Iterator[tuple[Variable, Any]]
         yield from _paired(out.rows, d.rows if _is_ragged(d) else d, name)
     elif isinstance(out, (tuple, list, dict)):
         keys = list(out) if isinstance(out, dict) else list(range(len(out)))
-        if not isinstance(d, dict if isinstance(out, dict) else (tuple, list)) or len(d) != len(
-            out
-        ):
-            raise TypeError(
-                f"{name}: expected a {type(out).__name__} of {len(out)}, got {type(d).__name__}"
-            )
+        alike = isinstance(d, dict if isinstance(out, dict) else (tuple, list))
+        if not alike or len(d) != len(out):
+            got = f"one of {len(d)}" if alike else type(d).__name__
+            raise TypeError(f"{name}: expected a {type(out).__name__} of {len(out)}, got {got}")
+        if isinstance(out, dict) and (missing := [key for key in keys if key not in d]):
+            raise TypeError(f"{name}: expected {missing[0]!r} in it, got {some(list(d))}")
         for key in keys:
             yield from _paired(out[key], d[key], f"{name}[{key!r}]")
     elif type(out) is Variable:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import wave
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = ["Sound", "log_mel", "mel_filters", "read_wav", "resample"]
 
 WIDTHS = {1: "8-bit", 2: "16-bit", 3: "24-bit", 4: "32-bit"}
 FRAMES = 1 << 16  # of a file, that are taken at a time
+WHOLE = bytes.fromhex("0100000000001000800000aa00389b71")  # of an extensible format
 QUIET = 1e-7  # what is added to the energies before the logarithm: about the noise of 16 bits
 LARGEST = 1 << 24  # numbers of a filter of `resample`
 BLOCK = 1 << 20  # samples that it multiplies at a time
@@ -83,13 +84,45 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
     with open_regular(path) as stream:
         name = os.fspath(path)
         try:
-            with wave.open(stream, "rb") as file:
+            with wave.open(_plain(stream), "rb") as file:
                 return _sound(file, name, os.fstat(stream.fileno()).st_size)
         except (wave.Error, EOFError, RuntimeError) as e:
             why = str(e) or "the file ends early"
             raise ValueError(
                 f"path: expected a WAV file of whole numbers (PCM), got {name}: {why}"
             ) from None
+
+
+class _Plain:
+    """A WAV file whose format is said to be that of whole numbers, in the two bytes that say it."""
+
+    def __init__(self, stream: Any, place: int) -> None:
+        self.stream, self.place = stream, place
+        self.tell, self.seek = stream.tell, stream.seek
+
+    def read(self, count: int = -1) -> bytes:
+        """Return what the file has, or the format."""
+        k = self.place - self.stream.tell()
+        data: bytes = self.stream.read(count)
+        return data if not 0 <= k <= len(data) - 2 else data[:k] + b"\x01\0" + data[k + 2 :]
+
+
+def _plain(stream: Any) -> Any:
+    """Return a WAV file as Python before 3.12 reads it too, where its format is extensible.
+
+    Many programs write that format for samples of more than 16 bits, or more than two channels.
+    """
+    place = None
+    if stream.read(4) == b"RIFF" and stream.read(8)[4:] == b"WAVE":
+        while len(head := stream.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"fmt ":
+                place, form = stream.tell(), stream.read(min(size, 40))
+                place = place if form[:2] == b"\xfe\xff" and form[24:] == WHOLE else None
+                break
+            stream.seek(size + size % 2, os.SEEK_CUR)
+    stream.seek(0)
+    return stream if place is None else _Plain(stream, place)
 
 
 def _sound(file: wave.Wave_read, name: str, size: int) -> Sound:

@@ -108,6 +108,8 @@ class Flow:
         Raises:
             ImportError: matplotlib is not installed.
             OSError: the file cannot be written; what was there before stays.
+            TypeError: path is no path.
+            ValueError: matplotlib does not have this format.
         """
         from matplotlib.figure import Figure
 

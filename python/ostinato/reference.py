@@ -125,7 +125,7 @@ class Weights:
         """
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
         zeros: dict[str, Any] = {
-            n: None if w is None else np.zeros_like(w) for n, w in given.items()
+            n: None if w is None else np.zeros(w.shape) for n, w in given.items()
         }
         return Weights(**zeros)
 
@@ -1019,8 +1019,8 @@ def tree_lstm_backward(
         ``dx, dweight_ih, dweight_hh, dbias``.
     """
     size = dh.shape[1]
-    dh, dc, dx = dh.copy(), np.zeros_like(dh), np.zeros_like(x)
-    dw, dr, db = np.zeros_like(weight_ih), np.zeros_like(weight_hh), np.zeros(4 * size)
+    dh, dc, dx = dh.astype(np.float64), np.zeros(dh.shape), np.zeros(x.shape)
+    dw, dr, db = np.zeros(weight_ih.shape), np.zeros(weight_hh.shape), np.zeros(4 * size)
     for n in reversed(run.order):
         (i, o, g, f), own, t = run.gates[n], run.children[n], np.tanh(run.c[n])
         d = dc[n] + dh[n] * o * (1 - t * t)

@@ -156,11 +156,27 @@ class Graph(Model):
     def _at(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes of a node; "real" is the dtype of the model."""
         at = dict(node.get("at", {}))
+        if node["op"] == "Split":
+            at.setdefault("outputs", len(node["outputs"]))
         return {**at, "dtype": self._kind.name} if at.get("dtype") == "real" else at
 
     def _check_nodes(self) -> None:
-        known = {i["name"] for i in self._plan.inputs} | set(self._plan.numbers)
-        known |= {"@" + n for n in self.weights}
+        given = [i["name"] for i in self._plan.inputs] + list(self._plan.numbers)
+        known = set(given) | {"@" + n for n in self.weights}
+        if len(set(given)) < len(given):
+            twice = next(n for n in given if given.count(n) > 1)
+            raise ValueError(
+                f"inputs: expected names that no other input or number has, got {twice!r:.80}"
+            )
+        made = set(known)
+        for node in self._plan.nodes:
+            own = {n for n in node["outputs"] if n}
+            if own and own <= made:  # it would not run
+                raise ValueError(
+                    f"nodes: expected {node['name']} to make values of names of their own, got "
+                    f"{min(own)!r:.80} of what is there"
+                )
+            made |= own
         known = self._check_those(self._plan.nodes, known)
         missing = [n for n in self._plan.outputs if n not in known]
         if missing or not self._plan.outputs:
@@ -287,9 +303,23 @@ class Graph(Model):
                 made = self._one(node, inputs, recurrent)
             except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e:
                 kind = TypeError if isinstance(e, TypeError) else ValueError
-                raise kind(f"{node['name']}: {node['op']}: {e}") from e
+                why = f"expected attributes that it has, got no {e}" if type(e) is KeyError else e
+                raise kind(f"{node['name']}: {node['op']}: {why}") from e
         several = made if isinstance(made, (list, tuple)) else [made]
+        if len(several) < len(node["outputs"]):
+            self._refuse_lacking(node, len(several))
         values.update({n: v for n, v in zip(node["outputs"], several) if n})
+
+    def _refuse_lacking(self, node: Mapping[str, Any], count: int) -> None:
+        """Raise where a node makes fewer outputs than are read of it."""
+        read = {n for other in self._plan.nodes for n in other["inputs"]}
+        read.update(self._plan.outputs)
+        lacking = [n for n in node["outputs"][count:] if n in read]
+        if lacking:
+            raise ValueError(
+                f"{node['name']}: {node['op']}: expected at most {count} outputs, got one more, "
+                f"{lacking[0]!r:.80}"
+            )
 
     def _chosen(self, node: Mapping[str, Any], values: dict[str, Any], recurrent: Any) -> list[Any]:
         """Return the outputs of the branch that a condition chooses; the other one does not run."""

@@ -40,7 +40,9 @@ class Form(NamedTuple):
             ValueError: it has another shape.
         """
         v = value_of(x)
-        if type(v) is not np.ndarray and not _check.is_array(v):
+        if isinstance(v, np.ma.MaskedArray):
+            x = v = _check.unmasked(self.name, v)
+        elif type(v) is not np.ndarray and not _check.is_array(v):
             x = v = self._listed(v)
         if v.dtype != self.dtype and self.dtype is not None:
             x = v = self._whole(v)
@@ -71,7 +73,7 @@ class Form(NamedTuple):
         if a.dtype.kind not in "biuf":
             raise TypeError(f"{self.name}: expected an array, got {_check.quoted(value)}")
         listed = isinstance(value, (list, tuple, int, float)) and a.dtype.kind != "b"
-        real = self.dtype is not None and self.dtype.kind == "f"
+        real = self.dtype is not None and (self.dtype.kind == "f" or a.size == 0)
         return a.astype(self.dtype) if listed and real else a
 
     def _whole(self, a: Any) -> Any:

@@ -289,7 +289,10 @@ def _expand(at: Given, x: Any, shape: Any) -> Any:
 
 def _tile(at: Given, x: Any, repeats: Any) -> Any:
     for axis, count in enumerate(_ints(repeats)):
-        x = x if count == 1 else np.concatenate([x] * count, axis=axis)
+        if count < 1:
+            x = x[(slice(None),) * axis + (slice(0),)]
+        elif count > 1:
+            x = np.concatenate([x] * count, axis=axis)
     return x
 
 
@@ -367,7 +370,9 @@ def _reduced(f: Callable[..., Any]) -> Operator:
             if at.get("noop_with_empty_axes", 0):
                 return x
             chosen = list(range(x.ndim))
-        return f(x, axis=tuple(chosen), keepdims=bool(at.get("keepdims", 1)))
+        out = f(x, axis=tuple(chosen), keepdims=bool(at.get("keepdims", 1)))
+        kind = value_of(x).dtype
+        return value_of(out).astype(kind) if kind.kind in "iu" else out
 
     return of
 
@@ -409,7 +414,8 @@ def _softmax_by(f: Callable[..., Any]) -> Operator:
             return f(x, axis)
         # Before opset 13 all axes from that one on were one.
         cut = axis + len(shape) * (axis < 0)
-        return np.reshape(f(np.reshape(x, (math.prod(shape[:cut]), -1)), 1), shape)
+        rows = np.reshape(x, (math.prod(shape[:cut]), math.prod(shape[cut:])))
+        return np.reshape(f(rows, 1), shape)
 
     return of
 
@@ -428,7 +434,7 @@ def _argmax(f: Callable[..., Any]) -> Operator:
 def _cumsum(at: Given, x: Any, axis: Any) -> Any:
     if at.get("exclusive", 0) or at.get("reverse", 0):
         raise ValueError("expected a CumSum that is neither exclusive nor reversed")
-    v = np.cumsum(x, axis=int(_plain(axis)[()]))
+    v = np.cumsum(x, axis=_ints(axis)[0])
     return v.astype(value_of(x).dtype) if value_of(x).dtype.kind in "iu" else v
 
 

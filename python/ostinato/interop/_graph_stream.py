@@ -219,7 +219,7 @@ def _by_step(graph: Any, times: Times, node: Any, read: list[str]) -> bool:
         return False
     if op == "Recurrent":
         layer = graph.layers[node["layer"]]
-        several = any(n in read for n in node["inputs"][1:2])
+        several = any(n and not _whole(times, n, read) for n in node["inputs"][1:2])
         return not (isinstance(layer, Reversed) or layer.bidirectional or several)
     if op in ("Embedding", "Transpose"):
         return True
@@ -228,13 +228,24 @@ def _by_step(graph: Any, times: Times, node: Any, read: list[str]) -> bool:
         ends = {(times.of(n) or 0) - len(times.shapes[n][0]) for n in read}
         return ends == {after - len(times.shapes[out][0])}
     if op in _ON_FEATURES:
-        return at < len(shape) - 1 and node["inputs"][0] == name and len(read) == 1
+        first = len(shape) - 1
+        if op == "LayerNormalization":
+            first = int(node["at"].get("axis", -1)) % len(shape)
+        return at < first and node["inputs"][0] == name and len(read) == 1
     if op in _SHAPES:
         before, behind = shape[:at], times.shapes[out][0][:after]
         return int(np.prod(before)) == int(np.prod(behind))
     if op in _ALONG:
         return all(at != k % len(shape) for k in _along(node, times.values, len(shape)))
     return False
+
+
+def _whole(times: Times, name: str, read: list[str]) -> bool:
+    """Whether lengths are the number of steps, whatever that is."""
+    runs = ((times.values, STEPS[0]), (times.second, STEPS[1]))
+    return name not in read and all(
+        bool(np.all(np.asarray(value_of(values[name])) == steps)) for values, steps in runs
+    )
 
 
 def _along(node: Any, values: dict[str, Any], count: int) -> list[int]:
@@ -286,6 +297,12 @@ def joined(graph: Any, native: Any) -> GraphStates:
     start = _start(graph, given, native)
     initial: dict[str, list[Array]] = {}
     batch = native.batch
+    fixed = given["shape"][1 - times.axis]
+    if fixed not in (None, batch):
+        raise ValueError(
+            f"batch: expected {fixed}, the rows that {given['name']!r} has in the graph, got "
+            f"{batch}"
+        )
     values: dict[str, Any] = {given["name"]: _zeros(given, times.axis, 1, batch)}
     for _ in graph._run(values, _noting(graph, initial)):
         pass
@@ -297,7 +314,14 @@ def joined(graph: Any, native: Any) -> GraphStates:
     assert out_axis is not None
     shape = list(times.shapes[out][0])
     del shape[out_axis]
-    if len(shape) != 2 or len(times.shapes[start][0]) != 3:
+    rows = [np.delete(np.shape(value_of(values[out])), out_axis)[:1].tolist()]
+    if fixed is None:  # with one row more, what has as many elements as rows by chance is told
+        values = {given["name"]: _zeros(given, times.axis, 1, batch + 1)}
+        for _ in graph._run(values, graph._recurrent):
+            pass
+        rows += [np.delete(np.shape(value_of(values[out])), out_axis)[:1].tolist()]
+    by_row = rows == [[batch], [batch + 1]][: len(rows)]
+    if len(shape) != 2 or len(times.shapes[start][0]) != 3 or not by_row:
         raise TypeError(f"stream: expected inputs [T,B,I] and outputs [T,B,O], got others of {out}")
 
     def step(rows: Array, slots: Any) -> Array:
@@ -362,7 +386,7 @@ def shaped(layer: Any, y: Any, state: Any, first: bool) -> list[Any]:
     """Return outputs and states of a layer as ONNX has them: ``Y [T,D,B,H]`` or ``[B,T,D,H]``."""
     inner = layer.layer if isinstance(layer, Reversed) else layer
     directions = inner._directions
-    y = np.reshape(y, (*y.shape[:2], directions, -1))
+    y = np.reshape(y, (*y.shape[:2], directions, y.shape[2] // directions))
     parts = list(state) if inner._has_cells else [state]
     if first:
         return [y, *(np.swapaxes(s, 0, 1) for s in parts)]

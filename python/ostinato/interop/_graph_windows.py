@@ -84,11 +84,12 @@ def conv(at: Given, x: Any, weight: Any, bias: Any = None) -> Any:
     x = _around(x, _pads(at, x.shape[2:], sizes, strides, spacing), 0)
     index, counts = _index(x.shape[2:], sizes, strides, spacing)
     batch, channels = x.shape[:2]
-    windows = np.reshape(x, (batch, channels, -1))[:, :, index]  # [N,C,K,P]
+    flat = np.reshape(x, (batch, channels, math.prod(x.shape[2:])))
+    windows = flat[:, :, index]  # [N,C,K,P]
     each = channels // groups
     windows = np.reshape(windows, (batch, groups, each * index.shape[0], index.shape[1]))
     rows = np.reshape(weight, (groups, -1, each * index.shape[0]))
-    y = np.reshape(np.matmul(rows, windows), (batch, -1, *counts))
+    y = np.reshape(np.matmul(rows, windows), (batch, groups * rows.shape[1], *counts))
     return y if bias is None else y + np.reshape(bias, (-1, *(1,) * rank))
 
 
@@ -127,7 +128,7 @@ def _pooled(
     index, counts = _index(x.shape[2:], sizes, strides, spacing)
 
     def windows(a: Any, lead: list[int]) -> Any:
-        return np.reshape(a, (*lead, -1))[:, :, index]
+        return np.reshape(a, (*lead, math.prod(a.shape[2:])))[:, :, index]
 
     return windows(x, list(x.shape[:2])), counts, windows
 

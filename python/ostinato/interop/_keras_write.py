@@ -101,14 +101,25 @@ def _function(function: Function) -> str:
     alpha, beta = (*numbers, 0.0)[:2]
     if function == ("hard_sigmoid", 1 / 6, 0.5):
         return repr(own)
-    return {
-        "affine": f"lambda x: {alpha} * x + {beta}",
-        "leaky_relu": f"lambda x: keras.activations.leaky_relu(x, negative_slope={alpha})",
-        "thresholded_relu": f"lambda x: keras.ops.where(x > {alpha}, x, 0.0)",
-        "scaled_tanh": f"lambda x: {alpha} * keras.ops.tanh({beta} * x)",
-        "hard_sigmoid": f"lambda x: keras.ops.clip({alpha} * x + {beta}, 0, 1)",
-        "elu": f"lambda x: keras.activations.elu(x, alpha={alpha})",
+    value = {
+        "affine": f"{alpha} * x + {beta}",
+        "leaky_relu": f"keras.activations.leaky_relu(x, negative_slope={alpha})",
+        "thresholded_relu": f"keras.ops.where(x > {alpha}, x, 0.0)",
+        "scaled_tanh": f"{alpha} * keras.ops.tanh({beta} * x)",
+        "hard_sigmoid": f"keras.ops.clip({alpha} * x + {beta}, 0, 1)",
+        "elu": f"keras.activations.elu(x, alpha={alpha})",
     }[str(own)]
+    return _named("_".join(map(str, function)), value)
+
+
+def _named(name: str, value: str) -> str:
+    """Return a function of x as code that gives it a name and registers it.
+
+    Keras makes layers again from their configuration, within a Bidirectional and from a file, and
+    finds functions there by their names: it makes none of a lambda.
+    """
+    made = f'(lambda f: setattr(f, "__name__", {name!r}) or f)(lambda x: {value})'
+    return f'keras.saving.register_keras_serializable("ostinato", {name!r})({made})'
 
 
 def _groups(name: str, layer: nn.Layer) -> Iterator[_Group]:
@@ -158,7 +169,8 @@ def _simple(layer: Any) -> str:
         kinds = {"mean": "GlobalAveragePooling1D()", "max": "GlobalMaxPooling1D()"}
         return kinds.get(layer.kind, "Lambda(lambda x: x[:, -1])")
     if layer.name == "gelu_tanh":
-        return "Activation(lambda x: keras.activations.gelu(x, approximate=True))"
+        value = "keras.activations.gelu(x, approximate=True)"
+        return f"Activation({_named('gelu_tanh', value)})"
     return f"Activation({layer.name!r})"
 
 
@@ -167,8 +179,9 @@ def to_keras(layer: nn.Layer, path: str | os.PathLike[str]) -> list[str]:
 
     Keras' model is made of the layers that this returns, and then ``model.load_weights(path)``
     fills it. Each layer of a stack is one of its own there, and activations may be arguments of
-    the layers before them. What Keras does not have (peepholes, projections, layer norm within a
-    cell, learned initial states) is an error that names it.
+    the layers before them. A function that Keras has no name for is registered with it under one of
+    ours. What Keras does not have (peepholes, projections, layer norm within a cell, learned
+    initial states) is an error that names it.
 
     >>> import pathlib, tempfile
     >>> import ostinato as ost
@@ -187,7 +200,7 @@ def to_keras(layer: nn.Layer, path: str | os.PathLike[str]) -> list[str]:
             ".weights.h5".
 
     Returns:
-        The layers of Keras' model, as code.
+        The layers of Keras' model, as code, which knows Keras itself as ``keras``.
 
     Raises:
         ImportError: h5py is not installed.

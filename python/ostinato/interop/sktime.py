@@ -20,6 +20,7 @@ import numpy as np
 try:
     import pandas as pd
     from sktime.classification.base import BaseClassifier
+    from sktime.datatypes import update_data
     from sktime.forecasting.base import BaseForecaster
     from sktime.regression.base import BaseRegressor
 except ImportError as error:
@@ -194,6 +195,7 @@ class RecurrentForecaster(Options, BaseForecaster):
         "capability:multivariate": True,
         "capability:exogenous": False,
         "capability:insample": False,
+        "capability:update": True,
         "requires-fh-in-fit": True,
         "capability:random_state": True,
         "python_dependencies": "scikit-learn",
@@ -203,14 +205,22 @@ class RecurrentForecaster(Options, BaseForecaster):
         steps = self._steps(fh)
         made = self._made(Forecaster, horizon=int(steps.max()))
         self.estimator_ = made.fit([y.to_numpy(np.float64)])
+        self._read = y  # sktime keeps it by itself only where its configuration says so
+        return self
+
+    def _update(self, y: Any, X: Any = None, update_params: bool = True) -> RecurrentForecaster:
+        read = update_data(self._read, y)
+        if update_params:
+            return self._fit(read, X, self._fh)
+        self._read = read
         return self
 
     def _predict(self, fh: Any, X: Any) -> Any:
         steps = self._steps(fh)
-        y = self.estimator_.predict([self._y.to_numpy(np.float64)])[0]
+        y = self.estimator_.predict([self._read.to_numpy(np.float64)])[0]
         rows = y.reshape(self.estimator_.horizon_, -1)[steps - 1]
         index = fh.to_absolute_index(self.cutoff)
-        return pd.DataFrame(rows, index=index, columns=self._y.columns)
+        return pd.DataFrame(rows, index=index, columns=self._read.columns)
 
     def _steps(self, fh: Any) -> Any:
         """Return how many steps ahead each step of a forecast is."""

@@ -111,6 +111,8 @@ class Loss:
                 f"lengths: expected y with axes for time and batch, got shape {y.shape}"
             )
         lengths = _device.host(_device.taken(lengths))
+        if type(lengths) is not np.ndarray:
+            lengths = _check.unmasked("lengths", lengths)
         if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
             if lengths.shape != y.shape[:2]:
                 raise ValueError(

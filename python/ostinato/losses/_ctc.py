@@ -23,7 +23,8 @@ def padded_labels(target: Any) -> npt.NDArray[np.int64]:
     """
     if isinstance(target, (list, tuple)):
         # An empty list of numbers has no dtype of its own.
-        rows = [np.asarray(_device.host(_device.taken(row))) for row in target]
+        taken = (_device.host(_device.taken(row)) for row in target)
+        rows = [np.asarray(_check.unmasked("target", row)) for row in taken]
         target = Ragged.join(
             [row.astype(np.int64) if not row.size else row for row in rows] or [np.zeros(0, int)],
             "target",

@@ -140,14 +140,6 @@ class Layer:
 
     # -- parameters --------------------------------------------------------------------------------
 
-    def _has_recurrent(self) -> bool:
-        """Whether it, or a layer within it, has a state and knows of resets and the like."""
-        return self.stateful and self.takes_lengths
-
-    def _ignores_padding(self, of_outputs: bool = False) -> bool:
-        """Whether its inputs past the ends, or the gradients of its outputs there, do not count."""
-        return self.takes_lengths
-
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of parameters, inputs and outputs: float32 or float64."""
@@ -330,6 +322,14 @@ class Layer:
     def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
         """Return the options of time of what reads the outputs, which may have fewer steps."""
         return times
+
+    def _has_recurrent(self) -> bool:
+        """Whether it, or a layer within it, has a state and knows of resets and the like."""
+        return self.stateful and self.takes_lengths
+
+    def _ignores_padding(self, of_outputs: bool = False) -> bool:
+        """Whether its inputs past the ends, or the gradients of its outputs there, do not count."""
+        return self.takes_lengths
 
     def _calls_are_recorded(self) -> bool:
         """Whether a recording sees the calls within ``__call__``, in place of the layer's vjp."""
@@ -774,7 +774,9 @@ def summary_of(model: Layer) -> str:
 
 def _as_numbers(name: str, value: Any) -> Array:
     """Return a parameter from anywhere as an array of a dtype that NumPy casts from."""
-    value = _check.unmasked(name, _device.host(value))
+    value = _device.host(value)
+    if type(value) is not np.ndarray:  # those of a file: numpy.ma takes time to import
+        value = _check.unmasked(name, value)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         try:

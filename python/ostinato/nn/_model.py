@@ -6,6 +6,7 @@ import copy
 import glob
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -761,7 +762,9 @@ def _of_pullback(message: str, stateful: bool) -> str:
     """Return an error of ``d``, what `ostinato.vjp` calls a gradient, with the names of ours."""
     for theirs, ours in (("d[0]", "dy"), ("d[1]", "dstate")) if stateful else (("d", "dy"),):
         if message.startswith((f"{theirs}:", f"{theirs}[")):
-            return ours + message[len(theirs) :]
+            name = message.partition(":")[0]
+            own = ours + name[len(theirs) :]
+            return own + message[len(name) :].replace(f"use {name}.", f"use {own}.")
     return message
 
 
@@ -789,7 +792,14 @@ class ModelPullback(Pullback):
     """
 
     def __init__(self, model: Model, recorded: Recorded) -> None:
-        super().__init__(model, self._back)
+        own = weakref.ref(self)  # a method of its own would hold it, and the memory of the pass
+
+        def backward(*given: Any) -> Any:
+            pullback = own()
+            assert pullback is not None
+            return pullback._back(*given)
+
+        super().__init__(model, backward)
         self._recorded: Recorded | None = recorded
 
     def _back(self, target: Any, dy: Any, *rest: Any) -> Any:

@@ -345,8 +345,10 @@ class Sequential(Layer):
             The reports by the names of the layers, see `RNN.quantization_report`.
 
         Raises:
-            TypeError: a model without recurrent layers, or one of float64.
-            ValueError: a model that is not on the CPU; no step, or inputs that are not finite.
+            TypeError: a model without recurrent layers, one of float64, or layers of layers that
+                ``copy.deepcopy`` does not copy.
+            ValueError: a model that is not on the CPU, or none of whose recurrent layers has int8;
+                no step, or inputs that are not finite.
         """
         from ._quantization_report import model_report  # here: most programs never need it
 
@@ -371,7 +373,8 @@ class Sequential(Layer):
             The model itself.
 
         Raises:
-            TypeError: a model without recurrent layers, or one of float64.
+            TypeError: a model without recurrent layers, one of float64, or layers of layers that
+                ``copy.deepcopy`` does not copy.
             ValueError: a model that is not on the CPU; no step, or inputs that are not finite. No
                 layer has changed.
         """

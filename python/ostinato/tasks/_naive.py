@@ -27,6 +27,7 @@ def seasonal_naive(values: Array, horizon: int, season: int, *, drift: bool = Fa
     Returns:
         The forecast ``[horizon]``.
     """
+    values = np.asarray(values)
     a = values.copy()
     for t in np.flatnonzero(np.isnan(a)):
         if t >= season:
@@ -58,8 +59,8 @@ def measured(
 
 
 def summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means of figures and the ratio of errors."""
-    known = [r for r in rows if r]
+    """Return the means of figures and the ratio of errors; rows without figures do not count."""
+    known = [r for r in rows if r and not math.isnan(r["mae"])]
     keys = ("mae", "naive_mae", "drift_mae", "coverage")
     out: dict[str, Any] = dict.fromkeys(keys, math.nan)
     if known:

@@ -267,6 +267,12 @@ class Contender:
 
 
 def _compare(ours: dict[str, Array], theirs: dict[str, Array], name: str, case: Case) -> float:
+    for key, value in theirs.items():
+        if value.shape != ours[key].shape:  # as of a peer that does not have the case's options
+            raise ValueError(
+                f"{case.name}: expected {key} of {name} of shape {ours[key].shape}, got "
+                f"{value.shape}"
+            )
     errors = [
         np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30)
         for key, value in theirs.items()

@@ -13,6 +13,7 @@ import numpy as np
 from .. import _check, _device, safetensors
 from .._annotations import readable
 from .._check import Array
+from .._files import require_path
 from ._types import History, Row
 
 FORMAT = 2
@@ -113,6 +114,7 @@ class Checkpoint:
 
         Raises:
             OSError: the file cannot be read.
+            TypeError: path is no path.
             ValueError: the file is no checkpoint, a damaged one, or has no best parameters.
         """
         _check.choice("which", which, ("best", "last"))
@@ -165,8 +167,10 @@ def read(path: str | os.PathLike[str]) -> Saved:
     """Read and check a checkpoint; what its metadata says is believed only where the tensors agree.
 
     Raises:
+        TypeError: path is no path.
         ValueError: it is none, or damaged, or of another version.
     """
+    require_path(path)
     name = os.fspath(path)
     tensors, text = safetensors.load(path)
     if "ostinato" not in text:

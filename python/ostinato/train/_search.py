@@ -102,6 +102,8 @@ class SearchResult:
         Raises:
             ImportError: matplotlib is not installed.
             OSError: the file cannot be written; what was there before stays.
+            TypeError: path is no path.
+            ValueError: matplotlib does not have this format.
         """
         try:
             from matplotlib.figure import Figure
