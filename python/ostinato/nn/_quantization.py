@@ -23,6 +23,7 @@ class ScaledInputs(Layer):
     input_size: int
     batch_first: bool
     precision: Any  # the property is that of Recurrent
+    _scalars: tuple[float, ...]  # likewise
     _input_scale: Array | None = None
     _scales_set: int = 0  # how often, which tells packed weights of old scales
 

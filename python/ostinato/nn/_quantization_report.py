@@ -107,7 +107,7 @@ def layer_report(layer: ScaledInputs, calls: list[Given]) -> QuantizationReport:
         calls: x, the state and the options of each call.
     """
     ranges = _ranges(layer, calls)
-    if layer._scalars:  # type: ignore[attr-defined]  # every layer that has scales is a Recurrent
+    if layer._scalars:
         raise ValueError(
             f"layer: expected one that has int8, got {layer!r}, whose functions, clip or coupled "
             "gates are its own"
@@ -277,7 +277,7 @@ def calls_of(
 def model_report(model: Any, x: Any, state: Any, times: dict[str, Any]) -> ModelQuantizationReport:
     """Return the reports of a model's recurrent layers, each on the inputs that it gets."""
     calls = calls_of(model, x, state, times)
-    of_int8 = [call for call in calls if not call[1]._scalars]  # type: ignore[attr-defined]
+    of_int8 = [call for call in calls if not call[1]._scalars]
     return ModelQuantizationReport(
         {name: layer_report(layer, given) for name, layer, given in of_int8 or calls}
     )
